@@ -1,0 +1,171 @@
+"""Recorded conversions of a value between engines, and between 0-d arrays and Pyadjoint's AdjFloat."""
+
+from typing import Any
+
+from pyadjoint import AdjFloat, Block, annotate_tape, get_working_tape
+from pyadjoint.overloaded_type import OverloadedType
+
+from pyadjoint_utils.block import add_adjoint, add_hessian
+from pyadjoint_utils.engine import convert, get_engine
+from pyadjoint_utils.errors import ArgumentTypeError
+from pyadjoint_utils.values import array, ndarray
+from pyadjoint_utils.variable import Variable, bare, checkpoint_of, entered
+
+
+class ConversionBlock(Block):
+    """The identity, from one owner of the data to another."""
+
+    def __init__(self, source: OverloadedType, target: OverloadedType) -> None:
+        super().__init__()
+        self.add_dependency(source)
+        self._target = target
+
+    def _across(self, value: Any) -> Any:
+        target = self._target
+        if isinstance(target, ndarray):
+            return entered(value, target.aval, target._engine)
+        return AdjFloat(float(bare(value)))
+
+    def recompute(self, markings: bool = False) -> None:
+        self._outputs[0].checkpoint = self._across(checkpoint_of(self._dependencies[0]))
+
+    def evaluate_tlm(self, markings: bool = False) -> None:
+        tangent = self._dependencies[0].tlm_value
+        if tangent is not None:
+            self._outputs[0].add_tlm_output(self._across(tangent))
+
+    def evaluate_adj(self, markings: bool = False) -> None:
+        if self._outputs[0].adj_value is not None:
+            add_adjoint(self._dependencies[0], self._back(self._outputs[0].adj_value))
+
+    def evaluate_hessian(self, markings: bool = False) -> None:
+        if self._outputs[0].hessian_value is not None:
+            add_hessian(self._dependencies[0], self._back(self._outputs[0].hessian_value))
+
+    def _back(self, value: Any) -> Any:
+        dependency = self._dependencies[0]
+        if type(dependency) is Variable:
+            return dependency.output._like(value)._value
+        return float(bare(value))
+
+    def __str__(self) -> str:
+        return f"to {self._target.engine if isinstance(self._target, ndarray) else type(self._target).__name__}"
+
+
+def _record(source: Any, target: OverloadedType) -> Any:
+    if isinstance(source, OverloadedType) and annotate_tape():
+        block = ConversionBlock(source, target)
+        get_working_tape().add_block(block)
+        block.add_output(target.create_block_variable())
+    return target
+
+
+def _to_engine(x: Any, name: str) -> ndarray:
+    engine = get_engine(name)
+    source = x if isinstance(x, (ndarray, AdjFloat)) else array(x)
+    if isinstance(source, ndarray) and source._engine is engine:
+        return source
+    value = array(float(source)) if isinstance(source, AdjFloat) else source
+    return _record(x, ndarray(convert(value._value, engine), engine))
+
+
+def to_jax(x: Any) -> ndarray:
+    """Return a value held by JAX, recorded; no copy is made where memory allows.
+
+    Args:
+        x: an array of any engine, an AdjFloat or a number.
+
+    Returns:
+        The value; ``x`` itself if JAX already holds it.
+
+    Raises:
+        MissingEngineError: JAX is not installed.
+
+    Example:
+        >>> from pyadjoint_utils import array, to_jax
+        >>> to_jax(array([1.0, 2.0])).engine
+        'jax'
+    """
+    return _to_engine(x, "jax")
+
+
+def to_torch(x: Any) -> ndarray:
+    """Return a value held by PyTorch, recorded; as :func:`to_jax`.
+
+    Args:
+        x: an array of any engine, an AdjFloat or a number.
+
+    Returns:
+        The value; ``x`` itself if PyTorch already holds it.
+
+    Raises:
+        MissingEngineError: PyTorch is not installed.
+
+    Example:
+        >>> from pyadjoint_utils import array, to_torch
+        >>> to_torch(array([1.0, 2.0])).engine
+        'torch'
+    """
+    return _to_engine(x, "torch")
+
+
+def to_tensorflow(x: Any) -> ndarray:
+    """Return a value held by TensorFlow, recorded; as :func:`to_jax`.
+
+    Args:
+        x: an array of any engine, an AdjFloat or a number.
+
+    Returns:
+        The value; ``x`` itself if TensorFlow already holds it.
+
+    Raises:
+        MissingEngineError: TensorFlow is not installed.
+
+    Example:
+        >>> from pyadjoint_utils import array, to_tensorflow
+        >>> to_tensorflow(array([1.0, 2.0])).engine
+        'tensorflow'
+    """
+    return _to_engine(x, "tensorflow")
+
+
+def to_numpy(x: Any) -> ndarray:
+    """Return a value held by NumPy, recorded; for the bare NumPy array, off the tape, write ``x.numpy()``.
+
+    Args:
+        x: an array of any engine, an AdjFloat or a number.
+
+    Returns:
+        The value; ``x`` itself if NumPy already holds it.
+
+    Example:
+        >>> from pyadjoint_utils import array, to_numpy
+        >>> to_numpy(array([1.0, 2.0])).engine
+        'numpy'
+    """
+    return _to_engine(x, "numpy")
+
+
+def to_adjfloat(x: Any) -> AdjFloat:
+    """Return a real one-element value as Pyadjoint's float, recorded.
+
+    Args:
+        x: an array of shape ``()`` or with one element, an AdjFloat or a number.
+
+    Returns:
+        The number.
+
+    Raises:
+        ArgumentTypeError: more than one element, or a complex number.
+
+    Example:
+        >>> from pyadjoint_utils import array, to_adjfloat
+        >>> to_adjfloat(array(2.0)) + 1.0
+        3.0
+    """
+    if isinstance(x, AdjFloat):
+        return x
+    source = x if isinstance(x, ndarray) else array(x)
+    if source.size != 1 or source.dtype.kind == "c":
+        raise ArgumentTypeError(f"to_adjfloat takes one real number; got {source.aval}. Reduce or take .real first.")
+    return _record(x, AdjFloat(source.numpy().item()))

@@ -1,0 +1,317 @@
+"""What an engine is: arrays in and out, and three maps from function to function.
+
+An engine differentiates *maps*. A map is a function ``f(x, c) -> y`` of two tuples of the engine's arrays, inputs that
+are differentiated and constants, that returns a tuple of arrays. :meth:`Engine.vjp_of` and :meth:`Engine.jvp_of` turn a
+map into another map of the same engine, so that they compose to any order; :meth:`Engine.compile` makes a map fast.
+Everything else (the Hessian piece, zeros, accumulation, the tape) is the core's.
+"""
+
+import importlib
+import operator
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple
+
+import numpy as np
+import optree
+
+from pyadjoint_utils.errors import ArgumentTypeError, MissingEngineError
+
+Arrays = tuple[Any, ...]
+Map = Callable[[Arrays, Arrays], Arrays]
+
+ENTRY_POINT_GROUP = "pyadjoint_utils.engines"
+
+
+class Aval(NamedTuple):
+    """Shape and dtype of an array, whichever engine owns it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the dtype is a floating or complex one (``V`` holds bfloat16 and its kin)."""
+        return self.dtype.kind in "fcV"
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+class Engine:
+    """Contract of an engine; a bridge subclasses it once and registers one instance.
+
+    Attributes:
+        name: the engine's name in the registry, for example ``"jax"``.
+        array_types: the exact classes of the concrete arrays that it owns.
+        holds: name of the engine that owns the arrays this engine computes on; only an engine that differentiates
+            another one's arrays (autograd those of NumPy) says something else than its own name.
+    """
+
+    name: str = ""
+    array_types: tuple[type, ...] = ()
+    holds: str = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.holds = cls.__dict__.get("holds") or cls.name
+
+    # Arrays in and out -----------------------------------------------------------------------------------------------
+
+    def enter(self, source: Any, dtype: np.dtype | None = None) -> Any:
+        """Make an array of this engine out of a NumPy array or an exported array, without a copy where memory allows.
+
+        Args:
+            source: a :class:`numpy.ndarray`, or what another engine's :meth:`export` returned.
+            dtype: the dtype to have, or None to keep the source's.
+        """
+        raise NotImplementedError
+
+    def export(self, array: Any) -> Any:
+        """Return an alias of an own array that is safe to read through ``__dlpack__``."""
+        return array
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        """Return an own array as a NumPy array, a view where memory allows."""
+        raise NotImplementedError
+
+    def aval(self, array: Any) -> Aval:
+        """Return shape and NumPy dtype of an own array."""
+        return Aval(tuple(array.shape), np.dtype(array.dtype))
+
+    def copy(self, array: Any) -> Any:
+        """Return an own array that nobody else can write to; immutable arrays return themselves."""
+        return array
+
+    def cast(self, array: Any, dtype: np.dtype) -> Any:
+        """Return an own array with another dtype."""
+        return self.enter(self.to_numpy(array).astype(dtype))
+
+    def number(self, value: complex, dtype: np.dtype) -> Any:
+        """Return a Python number as this engine takes an undifferentiated one beside its arrays."""
+        return self.enter(np.asarray(value, dtype))
+
+    def add(self, a: Any, b: Any) -> Any:
+        """Return the sum of two own arrays of one shape and dtype, out of place."""
+        return operator.add(a, b)
+
+    def scale(self, array: Any, factor: complex) -> Any:
+        """Return an own array times a Python number, in the array's dtype."""
+        return array * factor
+
+    def zeros(self, aval: Aval) -> Any:
+        """Return an array of zeros."""
+        return self.enter(np.zeros(aval.shape, aval.dtype))
+
+    def is_tracer(self, leaf: Any) -> bool:
+        """Whether a leaf is a value of a transformation that is running (then an overloaded function just runs)."""
+        return False
+
+    # Containers ------------------------------------------------------------------------------------------------------
+
+    def flatten(self, tree: Any) -> tuple[list[Any], Any]:
+        """Flatten nested containers into leaves and a hashable structure; None belongs to the structure."""
+        return optree.tree_flatten(tree, namespace=self.name)
+
+    def unflatten(self, structure: Any, leaves: Sequence[Any]) -> Any:
+        """Undo :meth:`flatten`."""
+        return optree.tree_unflatten(structure, leaves)
+
+    # Maps ------------------------------------------------------------------------------------------------------------
+
+    def vjp_of(self, f: Map, n: int) -> Map:
+        """Return the map ``((*x, *yb), c) -> xb`` with ``xb = J(x)^H yb`` for ``Re<a, b>``; ``x`` has ``n`` arrays.
+
+        The result is a map of this engine again. Inputs that an output does not depend on get zeros, never None.
+        """
+        raise NotImplementedError
+
+    def jvp_of(self, f: Map, n: int) -> Map:
+        """Return the map ``((*x, *dx), c) -> (*y, *dy)`` with ``dy = J(x) dx``; a map of this engine again."""
+        raise NotImplementedError
+
+    def compile(self, f: Map, avals: Sequence[Aval]) -> Map:
+        """Return ``f`` prepared for repeated calls on concrete arrays; ``avals`` describe the original function's."""
+        return f
+
+    def checkpoint(self, f: Map) -> Map:
+        """Return ``f`` with its intermediate values recomputed, not stored, when it is differentiated."""
+        return f
+
+    # Functions by NumPy's names --------------------------------------------------------------------------------------
+
+    def function(self, name: str) -> Callable[..., Any] | None:
+        """Return this engine's function of a NumPy name (``"add"``, ``"linalg.solve"``, ``"getitem"``), or None."""
+        return None
+
+    def parameters(self, model: Any) -> Any:
+        """Return the trainable parameters of a model of this engine as a container of arrays, or None."""
+        return None
+
+
+class NumPyArrays(Engine):
+    """Owner of NumPy arrays: it holds and converts them, and leaves differentiation to another engine."""
+
+    name = "numpy"
+    array_types = (np.ndarray,)
+    differentiator = "autograd"
+
+    def enter(self, source: Any, dtype: np.dtype | None = None) -> np.ndarray:
+        return np.asarray(source, dtype)
+
+    def to_numpy(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+    def aval(self, array: np.ndarray) -> Aval:
+        return Aval(array.shape, array.dtype)
+
+    def copy(self, array: np.ndarray) -> np.ndarray:
+        return array.copy()
+
+    def add(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        # np.add of 0-d arrays returns a scalar.
+        return np.asarray(np.add(a, b))
+
+    def scale(self, array: np.ndarray, factor: complex) -> np.ndarray:
+        return np.asarray(np.multiply(array, factor, dtype=array.dtype))
+
+    def cast(self, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        return array.astype(dtype)
+
+
+# The registry ----------------------------------------------------------------------------------------------------------
+
+_BUNDLED = {name: f"bridges.{name}:engine" for name in ("jax", "tensorflow", "torch", "autograd")}
+_loaded: dict[str, Engine] = {}
+_owners: dict[type, Engine] = {}
+_on_register: list[Callable[[Engine], None]] = []
+
+
+def register_engine(engine: Engine) -> Engine:
+    """Register an engine under its name and make it the owner of its array classes.
+
+    Args:
+        engine: the engine; another one of the same name is replaced.
+
+    Returns:
+        The engine.
+    """
+    if not isinstance(engine, Engine) or not engine.name:
+        raise ArgumentTypeError(
+            f"register_engine takes an instance of a subclass of pyadjoint_utils.Engine with a name; got {engine!r}."
+        )
+    _loaded[engine.name] = engine
+    if engine.holds == engine.name:
+        for cls in engine.array_types:
+            _owners[cls] = engine
+    for hook in _on_register:
+        hook(engine)
+    return engine
+
+
+def _entry_points() -> dict[str, str]:
+    found = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
+    return _BUNDLED | found
+
+
+def engine_names() -> list[str]:
+    """Return the names of all engines that are registered or that an installed package announces, installed or not."""
+    return sorted(set(_entry_points()) | set(_loaded))
+
+
+def get_engine(name: str) -> Engine:
+    """Return an engine by name and load its bridge at the first call.
+
+    Args:
+        name: ``"jax"``, ``"tensorflow"``, ``"torch"``, ``"autograd"``, ``"numpy"``, or one that another package announces
+            through the entry-point group ``pyadjoint_utils.engines``.
+
+    Returns:
+        The engine.
+
+    Raises:
+        MissingEngineError: no such engine, or its package is not installed; the message says what to install.
+    """
+    engine = _loaded.get(name)
+    return engine if engine is not None else _load(name)
+
+
+def _load(name: str) -> Engine:
+    points = _entry_points()
+    if name not in points:
+        raise MissingEngineError(
+            f"There is no engine called {name!r}. Known engines: {', '.join(engine_names())}. "
+            f"A package announces its own through the entry-point group {ENTRY_POINT_GROUP!r}."
+        )
+    module_name, _, attribute = points[name].partition(":")
+    if module_name.partition(".")[0] == "bridges":
+        check_bridges()
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in ("bridges", "pyadjoint_utils"):
+            raise
+        raise MissingEngineError(
+            f"The engine {name!r} needs the package {error.name!r}, which is not installed. "
+            f"Install it with: pip install 'pyadjoint-utils[{name}]'"
+        ) from error
+    return register_engine(getattr(module, attribute or "engine"))
+
+
+def check_bridges() -> None:
+    """Raise if the top-level package ``bridges`` that Python finds belongs to another distribution."""
+    try:
+        bridges = importlib.import_module("bridges")
+    except ModuleNotFoundError as error:
+        raise MissingEngineError(
+            "The package 'bridges', which is a part of pyadjoint-utils, cannot be found. "
+            "Reinstall with: pip install --force-reinstall --no-deps pyadjoint-utils"
+        ) from error
+    if getattr(bridges, "PROJECT", None) != "pyadjoint-utils":
+        where = getattr(bridges, "__file__", None) or list(getattr(bridges, "__path__", ["?"]))
+        raise MissingEngineError(
+            f"The package 'bridges' that Python finds ({where}) is not the one of pyadjoint-utils: another distribution "
+            "installs the same name. Uninstall it (pip uninstall bridges) or move your own 'bridges' folder out of "
+            "sys.path, then reinstall: pip install --force-reinstall --no-deps pyadjoint-utils"
+        )
+
+
+def owner_of(value: Any) -> Engine | None:
+    """Return the engine that owns an array, or None for what is no concrete array of an installed engine."""
+    engine = _owners.get(type(value))
+    return engine if engine is not None else _find_owner(value)
+
+
+def _find_owner(value: Any) -> Engine | None:
+    if isinstance(value, np.ndarray):
+        return _owners[np.ndarray]
+    package = type(value).__module__.partition(".")[0]
+    for name in engine_names():
+        # The bridge of an array's own package may not be loaded yet; jaxlib's arrays belong to jax.
+        if name not in _loaded and package.startswith(name):
+            get_engine(name)
+            return _owners.get(type(value))
+    return None
+
+
+def convert(value: Any, engine: Engine) -> Any:
+    """Return an array in the memory of another engine, aliased where memory allows.
+
+    Args:
+        value: a concrete array of any engine.
+        engine: the engine that is to read it.
+
+    Returns:
+        An array of the engine; ``value`` itself if the engine already owns it.
+    """
+    if type(value) in engine.array_types:
+        return value
+    source = owner_of(value)
+    if source is None:
+        raise ArgumentTypeError(f"Cannot hand a {type(value).__name__} to the engine {engine.name!r}: it is no array.")
+    if engine.holds == "numpy":
+        return engine.enter(source.to_numpy(value))
+    return engine.enter(value if isinstance(value, np.ndarray) else source.export(value))
+
+
+register_engine(NumPyArrays())

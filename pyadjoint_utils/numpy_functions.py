@@ -1,0 +1,289 @@
+"""Arithmetic, indexing and NumPy functions on taped arrays, recorded through the engine that owns the buffer.
+
+There is no derivative rule in here: a function of a NumPy name is looked up in the engine and overloaded like any other.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from pyadjoint import AdjFloat
+from pyadjoint.overloaded_type import OverloadedType
+
+from pyadjoint_utils.engine import Engine, get_engine
+from pyadjoint_utils.errors import (
+    ArgumentTypeError,
+    CapturedValueError,
+    ImmutableError,
+    NotDifferentiableError,
+)
+
+# Ufunc methods that have a function of their own.
+_REDUCTIONS = {"add": "sum", "multiply": "prod", "maximum": "max", "minimum": "min"}
+# Names that NumPy spells in two ways; the engines are asked for the left one.
+_ALIASES = {
+    "amax": "max",
+    "amin": "min",
+    "round_": "round",
+    "conjugate": "conj",
+    "divide": "true_divide",
+    "arcsin": "arcsin",
+    "concat": "concatenate",
+    "permute_dims": "transpose",
+    "pow": "power",
+    "acos": "arccos",
+    "asin": "arcsin",
+    "atan": "arctan",
+    "absolute": "abs",
+}
+# Questions about values: they have no derivative, so NumPy answers them off the tape.
+_QUESTIONS = {
+    "allclose",
+    "array_equal",
+    "array_equiv",
+    "array_repr",
+    "array_str",
+    "array2string",
+    "isclose",
+    "shape",
+    "ndim",
+    "size",
+    "iscomplexobj",
+    "isrealobj",
+    "may_share_memory",
+    "shares_memory",
+    "result_type",
+    "can_cast",
+    "common_type",
+    "min_scalar_type",
+    "save",
+    "savez",
+    "savetxt",
+}
+
+
+@functools.cache
+def recorded_function(engine: Engine, name: str) -> Callable[..., Any]:
+    """Return an engine's function of a NumPy name, overloaded; Python numbers among its arguments are static."""
+    from pyadjoint_utils.overloading import Overloaded
+
+    function = engine.function(name)
+    if function is None:
+        raise NotDifferentiableError(
+            f"The engine {engine.name!r} has no function {name!r} for taped arrays. Write the computation as a function "
+            f"of that engine and overload it, or take the data off the tape with x.numpy()."
+        )
+    return Overloaded(function, engine, name=name, static_numbers=True)
+
+
+def differentiator(value: Any) -> Engine:
+    """Return the engine that differentiates functions of an ndarray."""
+    engine = value._engine
+    other = getattr(engine, "differentiator", None)
+    return engine if other is None else get_engine(other)
+
+
+def call_numpy(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> Any:
+    """Record a NumPy function; the leftmost array's engine runs it."""
+    from pyadjoint_utils.overloading import running_engine
+
+    first = next((leaf for leaf in leaves if isinstance(leaf, ArrayFunctions)), None)
+    engine = get_engine("autograd") if first is None else differentiator(first)
+    if running_engine() is not None:
+        raise CapturedValueError(
+            f"numpy.{name} inside an overloaded function met a taped value that was not passed to the function; "
+            "its derivative would be lost. Pass it as an argument."
+        )
+    return recorded_function(engine, name)(*args, **kwargs)
+
+
+def call_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What ``numpy.add(x, y)`` and ``x + y`` do when an operand is a taped array."""
+    kwargs = dict(kwargs)
+    if kwargs.pop("out", None) is not None:
+        raise ImmutableError(
+            f"numpy.{ufunc.__name__} cannot write into out=: values on the tape are immutable, and an array that is not "
+            f"on the tape would lose the derivative. Write y = numpy.{ufunc.__name__}(...) instead of an in-place "
+            "operator or out=."
+        )
+    name = _ALIASES.get(ufunc.__name__, ufunc.__name__)
+    if method == "reduce" and ufunc.__name__ in _REDUCTIONS:
+        (x,) = inputs
+        return call_numpy(_REDUCTIONS[ufunc.__name__], (x,), {"axis": kwargs.pop("axis", 0), **kwargs}, [x])
+    if method != "__call__":
+        return NotImplemented
+    if any(isinstance(x, (str, bytes, type(None))) for x in inputs):
+        return NotImplemented
+    static_exponent = name in ("power", "float_power", "ldexp") and type(inputs[-1]) is int
+    operands = [x if k == 1 and static_exponent else _operand(x, inputs, name) for k, x in enumerate(inputs)]
+    return call_numpy(name, tuple(operands), kwargs, operands)
+
+
+def _operand(x: Any, inputs: tuple[Any, ...], name: str) -> Any:
+    """Python numbers become arrays of the dtype that NumPy's promotion gives them, so that no value is compiled in."""
+    if isinstance(x, OverloadedType) or type(x) not in (int, float, complex, bool):
+        return x
+    dtypes = [i.dtype for i in inputs if isinstance(i, (ArrayFunctions, np.ndarray, np.generic))]
+    kinds = [d for d in dtypes if d.kind == "V"]
+    if kinds:  # bfloat16 and its kin, which NumPy's promotion does not know
+        return np.asarray(x, kinds[0])
+    return np.asarray(x, np.result_type(*dtypes, x)) if dtypes else np.asarray(x)
+
+
+def call_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What ``numpy.sum(x)`` and other functions do when an argument is a taped array."""
+    name = func.__name__
+    module = func.__module__ or "numpy"
+    if name in _QUESTIONS:
+        return func(*_off_tape(args), **_off_tape(kwargs))
+    if kwargs.get("out") is not None:
+        raise ImmutableError(f"numpy.{name} cannot write into out=: values on the tape are immutable.")
+    prefix = module.partition("numpy.")[2]
+    full = f"{prefix}.{name}" if prefix in ("linalg", "fft") else _ALIASES.get(name, name)
+    leaves: list[Any] = []
+    _collect((args, kwargs), leaves)
+    return call_numpy(full, args, {k: v for k, v in kwargs.items() if v is not np._NoValue}, leaves)
+
+
+def _collect(tree: Any, leaves: list[Any]) -> None:
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        for item in tree:
+            _collect(item, leaves)
+    else:
+        leaves.append(tree)
+
+
+def _off_tape(tree: Any) -> Any:
+    if isinstance(tree, ArrayFunctions):
+        return tree.numpy()
+    if isinstance(tree, dict):
+        return {k: _off_tape(v) for k, v in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_off_tape(v) for v in tree)
+    return tree
+
+
+def _binary(ufunc: np.ufunc) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def forward(self: Any, other: Any) -> Any:
+        return call_ufunc(ufunc, "__call__", (self, other), {}) if _is_operand(other) else NotImplemented
+
+    def reflected(self: Any, other: Any) -> Any:
+        return call_ufunc(ufunc, "__call__", (other, self), {}) if _is_operand(other) else NotImplemented
+
+    return forward, reflected
+
+
+def _is_operand(other: Any) -> bool:
+    if isinstance(other, (ArrayFunctions, AdjFloat, int, float, complex, np.ndarray, np.generic)):
+        return True
+    return hasattr(other, "__dlpack__") or hasattr(other, "__array__")
+
+
+def _unary(ufunc: np.ufunc) -> Callable[..., Any]:
+    return lambda self: call_ufunc(ufunc, "__call__", (self,), {})
+
+
+def _method(name: str) -> Callable[..., Any]:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return call_numpy(name, (self, *args), kwargs, [self])
+
+    method.__name__ = name
+    method.__doc__ = f"``numpy.{name}`` of this array, recorded."
+    return method
+
+
+class ArrayFunctions:
+    """The operators and functions of an array; each records one Block."""
+
+    __slots__ = ()
+    __array_priority__ = 1000.0
+    __hash__ = object.__hash__
+
+    numpy: Callable[[], np.ndarray]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The NumPy dtype."""
+        raise NotImplementedError
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        return call_ufunc(ufunc, method, inputs, kwargs)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        return call_function(func, args, kwargs)
+
+    __add__, __radd__ = _binary(np.add)
+    __sub__, __rsub__ = _binary(np.subtract)
+    __mul__, __rmul__ = _binary(np.multiply)
+    __truediv__, __rtruediv__ = _binary(np.true_divide)
+    __floordiv__, __rfloordiv__ = _binary(np.floor_divide)
+    __mod__, __rmod__ = _binary(np.remainder)
+    __pow__, __rpow__ = _binary(np.power)
+    __matmul__, __rmatmul__ = _binary(np.matmul)
+    __lt__, __le__ = _binary(np.less)[0], _binary(np.less_equal)[0]
+    __gt__, __ge__ = _binary(np.greater)[0], _binary(np.greater_equal)[0]
+    __eq__, __ne__ = _binary(np.equal)[0], _binary(np.not_equal)[0]
+    __neg__, __pos__, __abs__ = _unary(np.negative), _unary(np.positive), _unary(np.absolute)
+
+    def __getitem__(self, index: Any) -> Any:
+        return call_numpy("getitem", (self, index), {}, [self])
+
+    def __round__(self, digits: int = 0) -> Any:
+        return call_numpy("round", (self, digits), {}, [self])
+
+    sum, prod, mean = _method("sum"), _method("prod"), _method("mean")
+    max, min, std, var = _method("max"), _method("min"), _method("std"), _method("var")
+    cumsum, trace, dot, ravel = _method("cumsum"), _method("trace"), _method("dot"), _method("ravel")
+    flatten, squeeze, swapaxes, repeat = (
+        _method("ravel"),
+        _method("squeeze"),
+        _method("swapaxes"),
+        _method("repeat"),
+    )
+    round, conj, clip, diagonal = _method("round"), _method("conj"), _method("clip"), _method("diagonal")
+    conjugate = conj
+
+    def reshape(self, *shape: Any, order: str = "C") -> Any:
+        """``numpy.reshape`` of this array, recorded."""
+        if order != "C":
+            raise ArgumentTypeError(f"reshape knows order='C' alone; got {order!r}.")
+        target = shape[0] if len(shape) == 1 else shape
+        return call_numpy("reshape", (self, target), {}, [self])
+
+    def transpose(self, *axes: Any) -> Any:
+        """``numpy.transpose`` of this array, recorded."""
+        order = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else (axes or None)
+        return call_numpy("transpose", (self,) if order is None else (self, tuple(order)), {}, [self])
+
+    def astype(self, dtype: Any) -> Any:
+        """This array with another dtype, recorded; a complex array does not become real by itself."""
+        target = np.dtype(dtype)
+        if self.dtype.kind == "c" and target.kind != "c":
+            raise ArgumentTypeError(f"astype({target}) would drop the imaginary part. Write numpy.real(x).")
+        return call_numpy("astype", (self, target.name), {}, [self])
+
+    T = property(lambda self: self.transpose())
+    real = property(lambda self: call_numpy("real", (self,), {}, [self]))
+    imag = property(lambda self: call_numpy("imag", (self,), {}, [self]))
+
+
+def install_on_adjfloat() -> None:
+    """Let AdjFloat yield to arrays in NumPy functions, where Pyadjoint would strip it to a plain number.
+
+    ``numpy.multiply(a, x)`` asks AdjFloat first, which would drop its derivative without a word.
+    """
+    original = AdjFloat.__array_ufunc__
+    if getattr(original, "_yields_to_arrays", False):
+        return
+
+    @functools.wraps(original)
+    def __array_ufunc__(self: Any, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if any(isinstance(x, ArrayFunctions) or (isinstance(x, np.ndarray) and x.ndim > 0) for x in inputs):
+            return call_ufunc(ufunc, method, inputs, kwargs)
+        return original(self, ufunc, method, *inputs, **kwargs)
+
+    __array_ufunc__._yields_to_arrays = True  # type: ignore[attr-defined]
+    AdjFloat.__array_ufunc__ = __array_ufunc__

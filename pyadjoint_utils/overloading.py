@@ -1,0 +1,519 @@
+"""Turn a function of one engine into a function of taped values."""
+
+import inspect
+import threading
+from collections.abc import Callable, Sequence
+from functools import update_wrapper
+from typing import Any
+
+import numpy as np
+from pyadjoint import AdjFloat, annotate_tape, get_working_tape
+from pyadjoint.overloaded_type import OverloadedType
+
+from pyadjoint_utils.block import EngineBlock
+from pyadjoint_utils.engine import Arrays, Aval, Engine, convert, get_engine, owner_of
+from pyadjoint_utils.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    CapturedValueError,
+    RemovedOptionError,
+)
+from pyadjoint_utils.rules import Rules
+from pyadjoint_utils.values import ndarray
+
+_PYTHON_NUMBERS = (int, float, complex)
+
+
+class _Running(threading.local):
+    """Which engines run an overloaded function in this thread; eager engines have no tracers that would tell."""
+
+    def __init__(self) -> None:
+        self.engines: list[Engine] = []
+
+
+_running = _Running()
+
+
+def running_engine() -> Engine | None:
+    """Return the engine whose overloaded function runs in this thread, or None."""
+    return _running.engines[-1] if _running.engines else None
+
+
+class Overloaded:
+    """A function of an engine that records a Block when it is called with taped values.
+
+    Made by :func:`overload` and the ``overload_*`` functions of the bridges.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        engine: Engine,
+        *,
+        argnums: int | Sequence[int] | None = None,
+        static_argnums: int | Sequence[int] = (),
+        static_argnames: str | Sequence[str] = (),
+        checkpoint: bool = False,
+        jit: bool = True,
+        pointwise: bool | Sequence[bool] = False,
+        out_pointwise: bool | Sequence[bool] | None = None,
+        name: str | None = None,
+        static_numbers: bool = False,
+    ) -> None:
+        if not callable(function):
+            raise ArgumentTypeError(
+                f"overload takes a function; got {type(function).__name__}. "
+                "As a decorator with options write @overload_...(argnums=...)."
+            )
+        self.function = function
+        self.engine = engine
+        self.name = name or getattr(function, "__name__", None) or type(function).__name__
+        self.argnums = _indices(argnums, "argnums", self.name)
+        self.static_argnums = _indices(static_argnums, "static_argnums", self.name) or ()
+        self.static_argnames = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+        self.checkpoint, self.jit = checkpoint, jit
+        self.pointwise, self.out_pointwise = pointwise, out_pointwise
+        self.static_numbers = static_numbers
+        self._positions = _parameter_positions(function)
+        self._prepared: dict[Any, _Prepared] = {}
+        update_wrapper(self, function, updated=())
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        # So that a decorated method is called with its object, which then is an ordinary static argument.
+        return self if instance is None else _Bound(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<{self.name} overloaded for {self.engine.name}>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        engine = self.engine
+        if engine in _running.engines:
+            return self.function(*args, **kwargs)
+        leaves, structure = engine.flatten((args, kwargs))
+        for leaf in leaves:
+            if engine.is_tracer(leaf):
+                return self.function(*args, **kwargs)
+        plan, values, constants = self._sort(leaves, structure, args, kwargs)
+        prepared = self._prepared.get(plan)
+        if prepared is None:
+            # Kept only when its first run succeeded.
+            prepared = _Prepared(self, plan, leaves, structure)
+            outputs = prepared.run(values, constants)
+            self._prepared[plan] = prepared
+        else:
+            outputs = prepared.run(values, constants)
+        return prepared.wrapped(outputs, [leaves[i] for i in plan.taped], constants)
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _sort(self, leaves: list[Any], structure: Any, args: Any, kwargs: Any) -> tuple["_Key", Arrays, Arrays]:
+        """Classify the leaves: values on the tape, constant arrays, and what is static."""
+        engine, types = self.engine, self.engine.array_types
+        # A buffer that somebody else can change is copied when a Block is going to keep it.
+        keep = annotate_tape()
+        static = self._static_leaves(args, kwargs)
+        taped: list[int] = []
+        constant: list[int] = []
+        statics: list[Any] = []
+        values: list[Any] = []
+        constants: list[Any] = []
+        avals: list[Aval | None] = []
+        numbers: list[int] = []
+        for i, leaf in enumerate(leaves):
+            aval = None
+            if static is not None and static[i]:
+                if isinstance(leaf, OverloadedType):
+                    raise self._error(
+                        args, kwargs, i, leaf, "is static, but it is a taped value", "take it off the tape"
+                    )
+                statics.append((i, _hashable(leaf)))
+            elif isinstance(leaf, ndarray):
+                aval = leaf.aval
+                value = leaf._value
+                values.append(value if type(value) in types else self._converted(leaf))
+                taped.append(i)
+            elif isinstance(leaf, AdjFloat):
+                taped.append(i)
+                numbers.append(i)
+                values.append(leaf)
+            elif isinstance(leaf, OverloadedType):
+                raise self._error(
+                    args,
+                    kwargs,
+                    i,
+                    leaf,
+                    "is a taped value of a type that has no arrays",
+                    "convert it to an array first",
+                )
+            elif type(leaf) in _PYTHON_NUMBERS and not self.static_numbers:
+                constant.append(i)
+                numbers.append(i)
+                constants.append(leaf)
+            elif type(leaf) in types:
+                aval = engine.aval(leaf)
+                constant.append(i)
+                constants.append(engine.copy(leaf) if keep else leaf)
+            elif (owner := owner_of(np.asarray(leaf) if isinstance(leaf, np.generic) else leaf)) is not None:
+                array = np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
+                aval = owner.aval(array)
+                constant.append(i)
+                constants.append(convert(owner.copy(array) if keep else array, engine))
+            else:
+                statics.append((i, _hashable(leaf)))
+            avals.append(aval)
+        if numbers:
+            self._enter_numbers(leaves, numbers, avals, taped, values, constant, constants)
+        active = self._active(taped, avals, args, kwargs, leaves, structure)
+        key = _Key(
+            structure,
+            tuple(taped),
+            tuple(constant),
+            tuple([avals[i] for i in (*taped, *constant)]),
+            tuple([type(c) for c in constants]),
+            active,
+            tuple(statics),
+        )
+        return key, tuple(values), tuple(constants)
+
+    def _converted(self, leaf: ndarray) -> Any:
+        variable = leaf._block_variable()
+        return (
+            variable.converted(leaf._value, self.engine) if variable is not None else convert(leaf._value, self.engine)
+        )
+
+    def _enter_numbers(
+        self,
+        leaves: list[Any],
+        numbers: list[int],
+        avals: list[Aval | None],
+        taped: list[int],
+        values: list[Any],
+        constant: list[int],
+        constants: list[Any],
+    ) -> None:
+        """Python floats take the precision of the arrays beside them, float64 if there are none."""
+        kinds = [aval.dtype for aval in avals if aval is not None and aval.differentiable]
+        low = bool(kinds) and all(dtype.itemsize <= (8 if dtype.kind == "c" else 4) for dtype in kinds)
+        for i in numbers:
+            leaf = leaves[i]
+            if type(leaf) is complex:
+                dtype = np.dtype(np.complex64 if low else np.complex128)
+            elif type(leaf) is int:
+                dtype = np.dtype(np.int64)
+            else:
+                dtype = np.dtype(np.float32 if low else np.float64)
+            avals[i] = Aval((), dtype)
+            if i in taped:
+                values[taped.index(i)] = self.engine.enter(np.asarray(leaf, dtype))
+            else:
+                constants[constant.index(i)] = self.engine.number(leaf, dtype)
+
+    def _static_leaves(self, args: Any, kwargs: Any) -> list[bool] | None:
+        """Mark the leaves of static arguments, in the order of the flattened arguments."""
+        if not self.static_argnums and not self.static_argnames:
+            return None
+        for k in self.static_argnums:
+            if not -len(args) <= k < len(args):
+                raise ArgumentValueError(f"{self.name}: static_argnums={k} is out of range for {len(args)} arguments.")
+        names = {*self.static_argnames, *(self._names(k) for k in self.static_argnums)}
+        numbers = {k % len(args) for k in self.static_argnums if args} | {
+            self._positions[name] for name in self.static_argnames if name in self._positions
+        }
+        marks = [_marked(self.engine, arg, k in numbers) for k, arg in enumerate(args)]
+        return self.engine.flatten(
+            (tuple(marks), {key: _marked(self.engine, v, key in names) for key, v in kwargs.items()})
+        )[0]
+
+    def _names(self, position: int) -> str | None:
+        return next((name for name, k in self._positions.items() if k == position), None)
+
+    def _active(
+        self,
+        taped: list[int],
+        avals: list[Aval | None],
+        args: Any,
+        kwargs: Any,
+        leaves: list[Any],
+        structure: Any,
+    ) -> tuple[int, ...]:
+        """Positions among the taped leaves that pass a derivative."""
+        if self.argnums is None:
+            chosen = None
+        else:
+            count = len(args) + len(kwargs)
+            for k in self.argnums:
+                if not -len(args) <= k < max(count, 1):
+                    raise ArgumentValueError(
+                        f"{self.name}: argnums={k} is out of range: the call has {len(args)} positional "
+                        f"argument(s). Name positions from 0 to {max(len(args) - 1, 0)}."
+                    )
+            numbers = {k % len(args) if k < len(args) else k for k in self.argnums} if args else set(self.argnums)
+            names = {name for name, k in self._positions.items() if k in numbers}
+            chosen = self.engine.flatten(
+                (
+                    tuple([_marked(self.engine, arg, k in numbers) for k, arg in enumerate(args)]),
+                    {key: _marked(self.engine, value, key in names) for key, value in kwargs.items()},
+                )
+            )[0]
+        active = []
+        for k, i in enumerate(taped):
+            aval = avals[i]
+            if aval is not None and aval.differentiable and (chosen is None or chosen[i]):
+                active.append(k)
+        return tuple(active)
+
+    def _error(self, args: Any, kwargs: Any, i: int, leaf: Any, rule: str, remedy: str) -> ArgumentTypeError:
+        return ArgumentTypeError(
+            f"{self.name}: argument {argument_path(self.engine, args, kwargs, i)} {rule}; "
+            f"got {type(leaf).__name__}. Please {remedy}."
+        )
+
+
+class _Bound:
+    """A decorated method, bound to its object."""
+
+    def __init__(self, overloaded: Overloaded, instance: Any) -> None:
+        self._overloaded, self._instance = overloaded, instance
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._overloaded(self._instance, *args, **kwargs)
+
+
+class _Key(tuple):
+    """What makes two calls the same to an engine; hashing it is the lookup of every call."""
+
+    __slots__ = ()
+
+    def __new__(cls, *parts: Any) -> "_Key":
+        return super().__new__(cls, parts)
+
+    structure = property(lambda self: self[0])
+    taped = property(lambda self: self[1])
+    constant = property(lambda self: self[2])
+    avals = property(lambda self: self[3])
+    active = property(lambda self: self[5])
+
+
+class _Prepared:
+    """One function at one signature: its rules, and how its outputs are put together."""
+
+    def __init__(self, overloaded: Overloaded, key: _Key, leaves: list[Any], structure: Any) -> None:
+        self.engine = engine = overloaded.engine
+        self.name = overloaded.name
+        self.out_structure: Any = None
+        arrays = {*key.taped, *key.constant}
+        # Only what is static may be kept: a reference to an argument's array would keep it alive for ever.
+        template = [None if i in arrays else leaf for i, leaf in enumerate(leaves)]
+        order = (*key.taped, *key.constant)
+        user_function = overloaded.function
+        check_captures(user_function, self.name)
+
+        def flat(arrays: Arrays) -> Arrays:
+            filled = list(template)
+            for i, array in zip(order, arrays, strict=True):
+                filled[i] = array
+            args, kwargs = engine.unflatten(structure, filled)
+            _running.engines.append(engine)
+            try:
+                result = user_function(*args, **kwargs)
+            finally:
+                _running.engines.pop()
+            outputs, self.out_structure = engine.flatten(result)
+            return tuple([self._output(k, leaf) for k, leaf in enumerate(outputs)])
+
+        function = flat
+        if overloaded.checkpoint:
+            remade = engine.checkpoint(lambda x, c: flat(x))
+            function = lambda arrays: remade(arrays, ())  # noqa: E731
+        self.rules = Rules(
+            engine, function, key.avals, len(key.taped), key.active, compiled=overloaded.jit, name=self.name
+        )
+
+    def _output(self, k: int, leaf: Any) -> Any:
+        engine = self.engine
+        if type(leaf) in engine.array_types or engine.is_tracer(leaf):
+            return leaf
+        if isinstance(leaf, ndarray):
+            raise CapturedValueError(
+                f"{self.name} computes with a taped value that was not passed to it (output {k}). Pass it as an argument."
+            )
+        if isinstance(leaf, (np.generic, np.ndarray, *_PYTHON_NUMBERS)) and not isinstance(leaf, bool):
+            return engine.enter(np.asarray(leaf))
+        raise ArgumentTypeError(
+            f"{self.name}: output {k} is not an array; got {type(leaf).__name__}. "
+            f"Return arrays of {engine.name} (in tuples, lists or dicts); None is allowed."
+        )
+
+    def run(self, values: Arrays, constants: Arrays) -> Arrays:
+        rules = self.rules
+        outputs = rules.value((), (*values, *constants))
+        if not rules.outputs:
+            rules.outputs = tuple([self.engine.aval(y) for y in outputs])
+            if not outputs:
+                raise ArgumentTypeError(f"{self.name} returns no array.")
+        return outputs
+
+    def wrapped(self, outputs: Arrays, taped: list[Any], constants: Arrays) -> Any:
+        """Wrap the outputs and record the call if there is something to record."""
+        holder = get_engine(self.engine.holds)
+        results = [ndarray(y, holder) for y in outputs]
+        if taped and annotate_tape():
+            record(self.rules, taped, constants, results)
+        return self.engine.unflatten(self.out_structure, results)
+
+
+def record(rules: Rules, dependencies: list[Any], constants: Arrays, outputs: Sequence[ndarray]) -> None:
+    """Put one call on the working tape."""
+    tape = get_working_tape()
+    block = EngineBlock(rules, dependencies, constants)
+    tape.add_block(block)
+    for y in outputs:
+        block.add_output(y.create_block_variable())
+
+
+def overload(function: Callable[..., Any] | None = None, engine: str | Engine | None = None, **options: Any) -> Any:
+    """Overload a function of an engine for values on the tape; the bridges' ``overload_*`` are this with an engine.
+
+    Args:
+        function: takes and returns arrays of the engine, in nested containers; None to use as a decorator with options.
+        engine: the engine or its name.
+        **options: ``argnums`` (positions that pass a derivative; None for every floating or complex one),
+            ``static_argnums``, ``static_argnames``, ``checkpoint`` (recompute intermediate values when
+            differentiating), ``jit`` (False: run the function as it is), ``pointwise``, ``out_pointwise``, ``name``.
+
+    Returns:
+        A function of arrays of any engine, taped or not, that returns :class:`ndarray` in the function's own containers.
+
+    Raises:
+        MissingEngineError: the engine is not installed.
+        RemovedOptionError: an option of CRIKit that has no meaning any more.
+
+    Example:
+        >>> from pyadjoint_utils import array, overload
+        >>> square = overload(lambda x: x * x, "autograd")
+        >>> float(square(array(3.0)))
+        9.0
+    """
+    if engine is None:
+        raise ArgumentTypeError('overload needs an engine: overload(f, "jax"). Or use overload_jax(f).')
+    for option, remedy in _REMOVED.items():
+        if option in options:
+            raise RemovedOptionError(f"The option {option}= of CRIKit does not exist any more: {remedy}.")
+    if "nojit" in options:
+        options["jit"] = not options.pop("nojit")
+    if "function_name" in options:
+        options["name"] = options.pop("function_name")
+    unknown = sorted(set(options) - _OPTIONS)
+    if unknown:
+        raise RemovedOptionError(f"overload has no option {unknown[0]!r}. It knows: {', '.join(sorted(_OPTIONS))}.")
+    resolved = get_engine(engine) if isinstance(engine, str) else engine
+    if function is None:
+        return lambda f: Overloaded(f, resolved, **options)
+    return Overloaded(function, resolved, **options)
+
+
+_OPTIONS = {
+    "argnums",
+    "static_argnums",
+    "static_argnames",
+    "checkpoint",
+    "jit",
+    "pointwise",
+    "out_pointwise",
+    "name",
+}
+_REMOVED = {
+    "concrete": "JAX removed it; mark static arguments with static_argnums",
+    "backend": "choose the device with jax.default_device or jax.device_put",
+    "donate_argnums": "a taped argument must stay alive for the derivative, so its buffer cannot be given away",
+    "compile_jacobian_stack": "Jacobian rules are prepared once without it",
+}
+
+
+def argument_path(engine: Engine, args: Any, kwargs: Any, i: int) -> str:
+    """Return a readable path to leaf ``i`` of the arguments, such as ``args[0]['w'][1]``."""
+    count = 0
+    for path, value in [(f"args[{k}]", a) for k, a in enumerate(args)] + [
+        (f"kwargs[{k!r}]", a) for k, a in sorted(kwargs.items())
+    ]:
+        size = len(engine.flatten(value)[0])
+        if i < count + size:
+            return path + _inner_path(engine, value, i - count)
+        count += size
+    return f"leaf {i}"
+
+
+def _inner_path(engine: Engine, value: Any, i: int) -> str:
+    items: list[tuple[str, Any]]
+    if isinstance(value, dict):
+        items = [(f"[{key!r}]", value[key]) for key in sorted(value)]
+    elif isinstance(value, (list, tuple)):
+        items = [(f"[{k}]", item) for k, item in enumerate(value)]
+    else:
+        return ""
+    for path, item in items:
+        size = len(engine.flatten(item)[0])
+        if i < size:
+            return path + _inner_path(engine, item, i)
+        i -= size
+    return ""
+
+
+def check_captures(function: Callable[..., Any], name: str) -> None:
+    """Raise if a function uses a taped value from its enclosing scope: its derivative would silently be lost."""
+    inner = inspect.unwrap(function)
+    code = getattr(inner, "__code__", None)
+    if code is None:
+        return
+    cells = dict(zip(code.co_freevars, getattr(inner, "__closure__", None) or (), strict=False))
+    found = {key: cell.cell_contents for key, cell in cells.items() if _is_filled(cell)}
+    scope = getattr(inner, "__globals__", {})
+    found |= {key: scope[key] for key in code.co_names if key in scope}
+    for key, value in found.items():
+        if isinstance(value, OverloadedType):
+            raise CapturedValueError(
+                f"{name} uses the taped value {key!r} ({type(value).__name__}) from its enclosing scope; the engine would "
+                f"treat it as a constant and its derivative would be lost. Pass it as an argument, or take it off the "
+                f"tape outside: {key} = {key}.value for an array, float({key}) for an AdjFloat."
+            )
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def _indices(value: Any, option: str, name: str) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    items = (value,) if isinstance(value, int) else tuple(value)
+    if not all(isinstance(k, int) for k in items):
+        raise ArgumentTypeError(f"{name}: {option} takes an int or a sequence of ints; got {value!r}.")
+    return items
+
+
+def _marked(engine: Engine, tree: Any, mark: bool) -> Any:
+    leaves, structure = engine.flatten(tree)
+    return engine.unflatten(structure, [mark] * len(leaves))
+
+
+def _parameter_positions(function: Callable[..., Any]) -> dict[str, int]:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {p.name: k for k, p in enumerate(parameters) if p.kind in named}
+
+
+def _hashable(leaf: Any) -> Any:
+    if isinstance(leaf, slice):
+        return ("slice", _hashable(leaf.start), _hashable(leaf.stop), _hashable(leaf.step))
+    try:
+        hash(leaf)
+    except TypeError:
+        return (type(leaf), id(leaf))
+    return (type(leaf), leaf)

@@ -1,0 +1,199 @@
+"""The part of a tape between controls and outputs, and the four sweeps over it."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pyadjoint import AdjFloat, Block, Tape
+from pyadjoint.tape import stop_annotating
+
+from pyadjoint_utils.block import EngineBlock
+from pyadjoint_utils.tapes import TapeState
+from pyadjoint_utils.values import ndarray
+
+
+class Plan:
+    """Which Blocks an evaluation runs, and which of them a derivative passes.
+
+    Args:
+        tape: the tape.
+        outputs: block variables of the outputs.
+        controls: block variables that are differentiated.
+        others: block variables that change without being differentiated.
+    """
+
+    def __init__(self, tape: Tape, outputs: Sequence[Any], controls: Sequence[Any], others: Sequence[Any] = ()) -> None:
+        self.tape, self.outputs, self.controls = tape, list(outputs), list(controls)
+        self.sources = [*controls, *others]
+        blocks = list(tape.get_blocks())
+        self.forward = _between(blocks, set(self.sources), set(outputs), _all)
+        self.derivative = _between(self.forward, set(controls), set(outputs), _differentiable)
+        produced = {bv for block in self.forward for bv in block.get_outputs()}
+        self._marked = _dependent(self.derivative, set(controls), _differentiable)
+        self.touched = (
+            self._marked
+            | set(self.outputs)
+            | {bv for block in self.derivative for bv in (*block.get_dependencies(), *block.get_outputs())}
+        )
+        # A variable that is a source as well as computed is cut off from what computes it.
+        self._cut = {
+            block: [bv for bv in block.get_outputs() if bv in set(self.sources)]
+            for block in self.forward
+            if any(bv in set(self.sources) for bv in block.get_outputs())
+        }
+        seen: dict[Any, None] = {}
+        for block in self.forward:
+            for bv in block.get_dependencies():
+                if bv not in produced and bv not in self.sources:
+                    seen[bv] = None
+        self.boundary = [(bv, recorded_value(bv)) for bv in seen]
+
+    def depends(self, control: Any) -> bool:
+        """Whether any output depends differentiably on a control."""
+        return control in self.outputs or any(control in block.get_dependencies() for block in self.derivative)
+
+    def reset(self) -> None:
+        """Tell foreign Blocks, and what other packages keep on the tape, that a new evaluation begins."""
+        for block in self.forward:
+            if not isinstance(block, EngineBlock):
+                block.reset()
+        for data in self.tape._package_data.values():
+            if not isinstance(data, TapeState):
+                data.reset()
+
+    def recompute(self) -> None:
+        """Evaluate: ``y = g(x)`` Block by Block."""
+        with stop_annotating():
+            for block in self._sweep("Evaluating functional", self.forward):
+                kept = [(bv, bv._checkpoint) for bv in self._cut.get(block, ())]
+                block.recompute()
+                for bv, value in kept:
+                    bv._checkpoint = value
+
+    def tangent(self) -> None:
+        """Propagate ``tlm_value`` of the controls to the outputs."""
+        with stop_annotating(), self._marks():
+            for block in self._sweep("Evaluating TLM", self.derivative):
+                self._isolated(block, _tangent_of, ("tlm_value",))
+
+    def adjoint(self) -> None:
+        """Propagate ``adj_value`` of the outputs to the controls."""
+        with stop_annotating(), self._marks():
+            for block in self._sweep("Evaluating adjoint", self.derivative[::-1]):
+                self._isolated(block, _adjoint_of, ("adj_value",))
+                self._consume(block, "adj_value")
+
+    def second_adjoint(self) -> None:
+        """Propagate ``adj_value`` and ``hessian_value`` together, after :meth:`tangent`."""
+        with stop_annotating(), self._marks():
+            for block in self._sweep("Evaluating Hessian", self.derivative[::-1]):
+                self._isolated(block, _second_adjoint_of, ("adj_value", "hessian_value"))
+                self._consume(block, "adj_value", "hessian_value")
+
+    def clear(self, *kinds: str) -> None:
+        """Forget adjoint, tangent or Hessian values of every variable on the way."""
+        for bv in (*self.touched, *self.controls):
+            for kind in kinds:
+                setattr(bv, kind, None)
+
+    def _sweep(self, title: str, blocks: list[Block]) -> Iterable[Block]:
+        return self.tape._bar(title).iter(blocks)
+
+    def _consume(self, block: Block, *kinds: str) -> None:
+        for bv in block.get_outputs():
+            if bv not in self.controls:
+                for kind in kinds:
+                    setattr(bv, kind, None)
+
+    @contextmanager
+    def _marks(self) -> Iterator[None]:
+        for bv in self._marked:
+            bv.is_control_dependent = True
+        try:
+            yield
+        finally:
+            for bv in self._marked:
+                bv.is_control_dependent = False
+
+    def _isolated(self, block: Block, evaluate: Callable[[Block], None], kinds: tuple[str, ...]) -> None:
+        """Evaluate a Block, with a control hidden from the Block that once computed it."""
+        kept = [(bv, kind, getattr(bv, kind)) for bv in self._cut.get(block, ()) for kind in kinds]
+        for bv, kind, _ in kept:
+            setattr(bv, kind, None)
+        try:
+            evaluate(block)
+        finally:
+            for bv, kind, value in kept:
+                setattr(bv, kind, value)
+
+
+def _tangent_of(block: Block) -> None:
+    block.evaluate_tlm(markings=True)
+
+
+def _adjoint_of(block: Block) -> None:
+    block.evaluate_adj(markings=True)
+
+
+def _second_adjoint_of(block: Block) -> None:
+    if isinstance(block, EngineBlock):
+        block.evaluate_adj_and_hessian(markings=True)
+        return
+    # A Block of another package skips its Hessian where there is no incoming second adjoint, although its own
+    # curvature needs no such thing; a zero makes it run.
+    for bv in block.get_outputs():
+        if bv.adj_value is not None and bv.hessian_value is None:
+            bv.hessian_value = bv.output._ad_init_zero(dual=True)
+    block.evaluate_adj(markings=True)
+    block.evaluate_hessian(markings=True)
+
+
+def recorded_value(bv: Any) -> Any:
+    """Return the value that a variable had when it was recorded."""
+    output = bv.output
+    if isinstance(output, ndarray):
+        return output._value
+    return output if isinstance(output, AdjFloat) else bv._checkpoint
+
+
+def _all(block: Block) -> tuple[list[Any], list[Any]]:
+    return block.get_dependencies(), block.get_outputs()
+
+
+def _differentiable(block: Block) -> tuple[list[Any], list[Any]]:
+    """The dependencies and outputs of a Block between which a derivative passes."""
+    dependencies, outputs = block.get_dependencies(), block.get_outputs()
+    if not isinstance(block, EngineBlock):
+        return dependencies, outputs
+    rules = block.rules
+    return (
+        [dependencies[i] for i in rules.active],
+        [bv for bv, aval in zip(outputs, rules.outputs, strict=True) if aval.differentiable],
+    )
+
+
+def _dependent(blocks: Iterable[Block], sources: set[Any], ends: Any) -> set[Any]:
+    reached = set(sources)
+    for block in blocks:
+        dependencies, outputs = ends(block)
+        if not reached.isdisjoint(dependencies):
+            reached.update(outputs)
+    return reached
+
+
+def _between(blocks: Sequence[Block], sources: set[Any], outputs: set[Any], ends: Any) -> list[Block]:
+    """Return the Blocks on a path from sources to outputs, in order."""
+    reached, needed = set(sources), set(outputs)
+    on_path = []
+    for block in blocks:
+        dependencies, produced = ends(block)
+        if not reached.isdisjoint(dependencies):
+            reached.update(produced)
+            on_path.append(block)
+    result = []
+    for block in reversed(on_path):
+        dependencies, produced = ends(block)
+        if any(bv in needed and bv not in sources for bv in produced):
+            needed.update(dependencies)
+            result.append(block)
+    return result[::-1]

@@ -1,0 +1,547 @@
+"""Functions of the controls alone: what optimization loops and Taylor tests call."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyadjoint
+from pyadjoint import AdjFloat
+from pyadjoint.enlisting import Enlist
+from pyadjoint.overloaded_type import OverloadedType
+from pyadjoint.reduced_functional import AbstractReducedFunctional
+from pyadjoint.tape import no_annotations, stop_annotating
+
+from pyadjoint_utils.control import Control, checked_value
+from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
+from pyadjoint_utils.plan import Plan
+from pyadjoint_utils.tapes import STALE, state_of, working_tape
+from pyadjoint_utils.values import ndarray
+
+_log = logging.getLogger(__name__)
+
+
+def _nothing(*args: Any) -> None:
+    return None
+
+
+class ReducedFunction(AbstractReducedFunctional):
+    """The map from controls to outputs that a tape holds, with its derivatives to second order.
+
+    It is a pure function: everything that is neither control nor input keeps its recorded value, whatever other reduced
+    functions of the same tape evaluate in between. A derivative is taken at the point of this function's own last
+    evaluation.
+
+    Args:
+        outputs: one value of the tape, or a list of them.
+        controls: one :class:`Control`, or a list of them.
+        tape: the tape; None for the working one.
+        inputs: values of the tape that change from call to call without being differentiated, one or a list.
+        eval_cb_pre: called with the control values before an evaluation.
+        eval_cb_post: called with ``(outputs, controls' values)`` after it.
+        jac_action_cb_pre: called with ``(controls' values, directions)``.
+        jac_action_cb_post: called with ``(outputs, derivatives, controls' values)``.
+        adj_jac_action_cb_pre: called with ``(controls' values)``.
+        adj_jac_action_cb_post: called with ``(outputs, derivatives, controls' values)``.
+        hess_action_cb_pre: called with ``(controls' values)``.
+        hess_action_cb_post: called with ``(outputs, hessian, controls' values)``.
+
+    Raises:
+        ArgumentTypeError: an output or a control is not a value of the tape.
+
+    Example:
+        >>> from pyadjoint_utils import Control, ReducedFunction, array
+        >>> x = array([1.0, 2.0])
+        >>> rf = ReducedFunction(x * x, Control(x))
+        >>> rf(array([3.0, 4.0])).tolist()
+        [9.0, 16.0]
+        >>> rf.jac_action(array([1.0, 0.0])).tolist()
+        [6.0, 0.0]
+    """
+
+    def __init__(
+        self,
+        outputs: Any,
+        controls: Any,
+        tape: pyadjoint.Tape | None = None,
+        *,
+        inputs: Any = (),
+        eval_cb_pre: Callable[..., Any] = _nothing,
+        eval_cb_post: Callable[..., Any] = _nothing,
+        jac_action_cb_pre: Callable[..., Any] = _nothing,
+        jac_action_cb_post: Callable[..., Any] = _nothing,
+        adj_jac_action_cb_pre: Callable[..., Any] = _nothing,
+        adj_jac_action_cb_post: Callable[..., Any] = _nothing,
+        hess_action_cb_pre: Callable[..., Any] = _nothing,
+        hess_action_cb_post: Callable[..., Any] = _nothing,
+    ) -> None:
+        self.tape = working_tape(tape)
+        self._outputs = Enlist(outputs)
+        self._controls = Enlist(controls)
+        self._inputs = Enlist(inputs)
+        for k, output in enumerate(self._outputs):
+            if not isinstance(output, OverloadedType):
+                raise ArgumentTypeError(
+                    f"outputs[{k}] must be a value of the tape; got {type(output).__name__}. Compute it from taped values "
+                    "(array(x), AdjFloat(x)) while annotation is on."
+                )
+        for k, control in enumerate(self._controls):
+            if not isinstance(control, pyadjoint.Control):
+                raise ArgumentTypeError(
+                    f"controls[{k}] must be a Control; got {type(control).__name__}. Write Control(x)."
+                )
+        for k, value in enumerate(self._inputs):
+            if not isinstance(getattr(value, "control", value), OverloadedType):
+                raise ArgumentTypeError(f"inputs[{k}] must be a value of the tape; got {type(value).__name__}.")
+        if not self._controls:
+            raise ArgumentValueError("A reduced function needs at least one control.")
+        self._variables = [value.block_variable for value in (*self._controls, *self._inputs)]
+        if len(set(self._variables)) != len(self._variables):
+            raise ArgumentValueError("The same value stands twice among controls and inputs; name it once.")
+        self.eval_cb_pre, self.eval_cb_post = eval_cb_pre, eval_cb_post
+        self.jac_action_cb_pre, self.jac_action_cb_post = jac_action_cb_pre, jac_action_cb_post
+        self.adj_jac_action_cb_pre, self.adj_jac_action_cb_post = (
+            adj_jac_action_cb_pre,
+            adj_jac_action_cb_post,
+        )
+        self.hess_action_cb_pre, self.hess_action_cb_post = hess_action_cb_pre, hess_action_cb_post
+        self._plans: dict[frozenset[Any], Plan] = {}
+        # The values of controls and inputs at the last evaluation; None before the first.
+        self._point: list[Any] | None = None
+        self._start = [_current(bv) for bv in self._variables]
+
+    # The function ------------------------------------------------------------------------------------------------------
+
+    @property
+    def controls(self) -> list[Control]:
+        return self._controls
+
+    @property
+    def outputs(self) -> list[Any]:
+        return self._outputs
+
+    @no_annotations
+    def __call__(self, values: Any, inputs: Any = None) -> Any:
+        """Evaluate at control values.
+
+        Args:
+            values: one value per control (unlisted if a single control was given), arrays of any engine or numbers of
+                the control's shape.
+            inputs: one value per input, or None to keep those of the last call.
+
+        Returns:
+            The outputs in their engines, unlisted if a single output was given.
+
+        Raises:
+            ArgumentValueError: a wrong number of values or a wrong shape.
+            ArgumentTypeError: a value of a wrong type, or a complex one for a real control.
+        """
+        given = self._checked(values, self._controls, "controls")
+        self.eval_cb_pre(self._controls.delist(given))
+        point = [value._ad_create_checkpoint() for value in given]
+        point += self._input_point(inputs)
+        self._evaluate(point)
+        results = [output.block_variable.saved_output for output in self._outputs]
+        outputs = self._outputs.delist(results)
+        self.eval_cb_post(outputs, self._controls.delist(given))
+        return outputs
+
+    @no_annotations
+    def jac_action(self, m_dot: Any) -> Any:
+        """Return ``J m_dot``, the derivative of the outputs in a direction of the controls.
+
+        Args:
+            m_dot: one direction per control, of the control's shape.
+
+        Returns:
+            One tangent per output, in its engine, shape and dtype.
+        """
+        directions = self._checked(m_dot, self._controls, "directions")
+        values = self._values()
+        self.jac_action_cb_pre(values, self._controls.delist(directions))
+        self._linearize()
+        self._tangent(directions)
+        results = [_result(output, output.block_variable.tlm_value) for output in self._outputs]
+        self._plan.clear("tlm_value")
+        result = self._outputs.delist(results)
+        self.jac_action_cb_post(self._output_values(), result, values)
+        return result
+
+    @no_annotations
+    def adj_jac_action(self, adj: Any) -> Any:
+        """Return ``J^H adj`` under ``Re<a, b>``, the adjoint of :meth:`jac_action`.
+
+        Args:
+            adj: one cotangent per output, of the output's shape; None for outputs that are not seeded.
+
+        Returns:
+            One cotangent per control, in its engine, shape and dtype.
+        """
+        seeds = self._checked(adj, self._outputs, "seeds", optional=True)
+        values = self._values()
+        self.adj_jac_action_cb_pre(values)
+        result = self._controls.delist(self._adjoint(seeds))
+        self.adj_jac_action_cb_post(self._output_values(), result, values)
+        return result
+
+    @no_annotations
+    def hess_action(self, m_dot: Any, adj: Any) -> Any:
+        """Return the derivative of ``J^H adj`` in a direction of the controls.
+
+        Args:
+            m_dot: one direction per control.
+            adj: one cotangent per output, held fixed.
+
+        Returns:
+            One second adjoint per control, in its engine, shape and dtype.
+        """
+        directions = self._checked(m_dot, self._controls, "directions")
+        seeds = self._checked(adj, self._outputs, "seeds", optional=True)
+        values = self._values()
+        self.hess_action_cb_pre(values)
+        result = self._controls.delist(self._hessian(directions, seeds))
+        self.hess_action_cb_post(self._output_values(), result, values)
+        return result
+
+    # The names that Pyadjoint's solvers use ------------------------------------------------------------------------------
+
+    @no_annotations
+    def derivative(self, adj_input: Any = 1.0, apply_riesz: bool = False) -> Any:
+        """Return ``J^H adj_input``; the gradient of a single scalar output where nothing is given.
+
+        Args:
+            adj_input: a cotangent of the outputs.
+            apply_riesz: ignored for arrays, whose gradient is the derivative; passed to the controls of other types.
+        """
+        result = Enlist(self.adj_jac_action(adj_input))
+        if apply_riesz:
+            result = Enlist([_riesz(c, value) for c, value in zip(self._controls, result, strict=True)])
+        return self._controls.delist(list(result))
+
+    @no_annotations
+    def tlm(self, m_dot: Any) -> Any:
+        """Return ``J m_dot``."""
+        return self.jac_action(m_dot)
+
+    @no_annotations
+    def hessian(
+        self, m_dot: Any, hessian_input: Any = None, evaluate_tlm: bool = True, apply_riesz: bool = False
+    ) -> Any:
+        """Return the Hessian action ``d/dm (J^H 1) m_dot`` of a scalar output.
+
+        Args:
+            m_dot: one direction per control.
+            hessian_input: a second cotangent to start from, None for zero.
+            evaluate_tlm: kept for Pyadjoint; the tangent is always evaluated, so that it belongs to this point.
+            apply_riesz: as for :meth:`derivative`.
+        """
+        directions = self._checked(m_dot, self._controls, "directions")
+        seeds = self._checked(1.0, self._outputs, "seeds")
+        second = None if hessian_input is None else self._checked(hessian_input, self._outputs, "hessian_input")
+        values = self._values()
+        self.hess_action_cb_pre(values)
+        results = self._hessian(directions, seeds, second)
+        if apply_riesz:
+            results = [_riesz(c, value) for c, value in zip(self._controls, results, strict=True)]
+        result = self._controls.delist(results)
+        self.hess_action_cb_post(self._output_values(), result, values)
+        return result
+
+    def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
+        """Return ``(self(values), self.derivative())``."""
+        return self(values, inputs), self.derivative()
+
+    # Evaluation --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _plan(self) -> Plan:
+        updates = state_of(self.tape).updates
+        controls = [c.block_variable for c in self._controls]
+        inputs = [i.block_variable for i in self._inputs]
+        known = {*controls, *inputs}
+        others = frozenset(bv for bv in updates if bv not in known)
+        plan = self._plans.get(others)
+        if plan is None:
+            outputs = [y.block_variable for y in self._outputs]
+            plan = self._plans[others] = Plan(self.tape, outputs, controls, [*inputs, *others])
+        return plan
+
+    def _last_point(self) -> list[Any]:
+        """Values of controls and inputs at the last evaluation; before the first, those that the tape had."""
+        if self._point is not None:
+            return self._point
+        updates = state_of(self.tape).updates
+        return [updates.get(bv, value) for bv, value in zip(self._variables, self._start, strict=True)]
+
+    def _input_point(self, inputs: Any) -> list[Any]:
+        if inputs is None:
+            return self._last_point()[len(self._controls) :]
+        values = self._checked(inputs, [getattr(i, "control", i) for i in self._inputs], "inputs")
+        return [value._ad_create_checkpoint() for value in values]
+
+    def _evaluate(self, point: list[Any]) -> None:
+        """Bring the tape to a point; after an exception it is where it was, and marked stale."""
+        state, plan = state_of(self.tape), self._plan
+        variables = self._variables
+        previous = [bv._checkpoint for bv in variables]
+        owner, state.owner = state.owner, STALE
+        plan.reset()
+        if owner is not self:
+            for bv, value in plan.boundary:
+                bv._checkpoint = value
+        for bv in plan.sources[len(variables) :]:
+            bv._checkpoint = state.updates[bv]
+        try:
+            for bv, value in zip(variables, point, strict=True):
+                bv._checkpoint = value
+            plan.recompute()
+        except BaseException:
+            for bv, value in zip(variables, previous, strict=True):
+                bv._checkpoint = value
+            raise
+        self.tape._recompute_count += 1
+        self._point = point
+        state.owner = self
+
+    def _linearize(self) -> None:
+        """Make sure that the tape's values are those of this function's last evaluation."""
+        state = state_of(self.tape)
+        point = self._last_point()
+        variables = self._variables
+        mine = state.owner is self or (state.owner is None and self._point is None)
+        if not mine or any(
+            bv._checkpoint is not value
+            for bv, value in zip(variables, point, strict=True)
+            if bv._checkpoint is not None
+        ):
+            self._evaluate(point)
+
+    def _tangent(self, directions: list[Any]) -> None:
+        plan = self._plan
+        plan.clear("tlm_value")
+        for control, direction in zip(self._controls, directions, strict=True):
+            control.block_variable.tlm_value = _seed(direction)
+        plan.tangent()
+
+    def _adjoint(self, seeds: list[Any]) -> list[Any]:
+        self._linearize()
+        plan = self._plan
+        plan.clear("adj_value")
+        self._seed(seeds, "adj_value")
+        plan.adjoint()
+        results = [self._derivative(plan, c, c.block_variable.adj_value) for c in self._controls]
+        plan.clear("adj_value")
+        return results
+
+    def _hessian(self, directions: list[Any], seeds: list[Any], second: list[Any] | None = None) -> list[Any]:
+        self._linearize()
+        plan = self._plan
+        self._tangent(directions)
+        plan.clear("adj_value", "hessian_value")
+        self._seed(seeds, "adj_value")
+        if second is not None:
+            self._seed(second, "hessian_value")
+        plan.second_adjoint()
+        results = [self._derivative(plan, c, c.block_variable.hessian_value) for c in self._controls]
+        plan.clear("adj_value", "hessian_value", "tlm_value")
+        return results
+
+    def _seed(self, seeds: list[Any], kind: str) -> None:
+        add = "add_adj_output" if kind == "adj_value" else "add_hessian_output"
+        for output, seed in zip(self._outputs, seeds, strict=True):
+            if seed is not None:
+                getattr(output.block_variable, add)(_seed(seed))
+
+    def _derivative(self, plan: Plan, control: Control, value: Any) -> Any:
+        if value is None and not plan.depends(control.block_variable):
+            _log.warning(
+                "The outputs do not depend on control %d: its derivative is exactly zero.",
+                self._controls.index(control),
+            )
+        return _result(control.control, value)
+
+    # Arguments ---------------------------------------------------------------------------------------------------------
+
+    def _checked(self, values: Any, likes: Sequence[Any], what: str, *, optional: bool = False) -> list[Any]:
+        given = list(Enlist(values))
+        if len(given) != len(likes):
+            raise ArgumentValueError(
+                f"{what} must have one entry for each of the {len(likes)} {_OF[what]}; got {len(given)}. "
+                f"Give a list of {len(likes)}."
+            )
+        return [
+            None if optional and value is None else checked_value(getattr(like, "control", like), value, f"{what}[{k}]")
+            for k, (like, value) in enumerate(zip(likes, given, strict=True))
+        ]
+
+    def _values(self) -> Any:
+        """The controls' values at the point of the last evaluation, wrapped for callbacks."""
+        values = [
+            c.control._ad_restore_at_checkpoint(v) for c, v in zip(self._controls, self._last_point(), strict=False)
+        ]
+        return self._controls.delist(values)
+
+    def _output_values(self) -> Any:
+        return self._outputs.delist([y.block_variable.saved_output for y in self._outputs])
+
+
+_OF = {
+    "controls": "controls",
+    "directions": "controls",
+    "inputs": "inputs",
+    "seeds": "outputs",
+    "hessian_input": "outputs",
+}
+
+
+def _current(bv: Any) -> Any:
+    return bv.output._ad_create_checkpoint() if bv._checkpoint is None else bv._checkpoint
+
+
+def _seed(value: Any) -> Any:
+    return value._value if isinstance(value, ndarray) else value
+
+
+def _result(like: Any, value: Any) -> Any:
+    """Return a sweep's value in the type, engine, shape and dtype of a variable; zeros for None."""
+    if value is None:
+        return like._ad_init_zero()
+    if isinstance(like, ndarray):
+        return like._like(value)
+    return AdjFloat(value) if isinstance(like, AdjFloat) else like._ad_init_object(value)
+
+
+def _riesz(control: Control, value: Any) -> Any:
+    return control.control._ad_convert_riesz(value, riesz_map=control.riesz_map)
+
+
+class ReducedFunctional(pyadjoint.ReducedFunctional):
+    """Pyadjoint's reduced functional over a :class:`ReducedFunction`, so that every Pyadjoint solver takes it.
+
+    Args:
+        functional: the value of the tape to reduce, usually a scalar.
+        controls: one :class:`Control`, or a list of them.
+        derivative_components: indices of the controls that are differentiated; the others get zeros.
+        scale: a factor on the functional and its derivatives.
+        tape: the tape; None for the working one.
+        inputs: values that change from call to call without being differentiated.
+        **callbacks: Pyadjoint's ``eval_cb_pre, eval_cb_post, derivative_cb_pre, derivative_cb_post, hessian_cb_pre,
+            hessian_cb_post, tlm_cb_pre, tlm_cb_post``.
+
+    Raises:
+        ArgumentTypeError: the functional or a control is not a value of the tape.
+
+    Example:
+        >>> from pyadjoint_utils import Control, ReducedFunctional, array
+        >>> x = array([1.0, 2.0])
+        >>> rf = ReducedFunctional((x * x).sum(), Control(x))
+        >>> float(rf(array([3.0, 4.0])))
+        25.0
+        >>> rf.hessian(array([1.0, 0.0])).tolist()
+        [2.0, 0.0]
+    """
+
+    def __init__(
+        self,
+        functional: Any,
+        controls: Any,
+        derivative_components: Any = None,
+        scale: float = 1.0,
+        tape: pyadjoint.Tape | None = None,
+        *,
+        inputs: Any = (),
+        **callbacks: Callable[..., Any],
+    ) -> None:
+        if isinstance(functional, (list, tuple)):
+            raise ArgumentTypeError("A ReducedFunctional has one output; use ReducedFunction for several.")
+        self._function = ReducedFunction(functional, controls, tape, inputs=inputs)
+        super().__init__(
+            functional,
+            Enlist(controls),
+            derivative_components=derivative_components,
+            scale=scale,
+            tape=self._function.tape,
+            **callbacks,
+        )
+        self._controls = self._function._controls
+
+    @no_annotations
+    def __call__(self, values: Any, inputs: Any = None) -> Any:
+        """Evaluate at control values; as :meth:`ReducedFunction.__call__`, times ``scale``."""
+        given = self._function._checked(values, self._function._controls, "controls")
+        self.eval_cb_pre(self.controls.delist(given))
+        value = self._scaled(self._function(given, inputs))
+        self.eval_cb_post(value, self.controls.delist(given))
+        return value
+
+    @no_annotations
+    def derivative(self, adj_input: Any = 1.0, apply_riesz: bool = False) -> Any:
+        """Return the derivative at the last evaluation's point; as :meth:`ReducedFunction.derivative`, times ``scale``."""
+        values = list(Enlist(self._function._values()))
+        controls = self.derivative_cb_pre(self.controls)
+        if not controls:
+            raise ArgumentValueError("derivative_cb_pre must return the list of controls to differentiate by.")
+        (seed,) = self._function._checked(adj_input, self._function._outputs, "seeds")
+        results = dict(zip(map(id, self.controls), self._function._adjoint([self._scaled(seed)]), strict=True))
+        derivatives = [_riesz(c, results[id(c)]) if apply_riesz else results[id(c)] for c in controls]
+        derivatives = self.derivative_cb_post(self.functional.block_variable.checkpoint, derivatives, values)
+        if not derivatives:
+            raise ArgumentValueError("derivative_cb_post must return the list of derivatives.")
+        return self.controls.delist(list(derivatives))
+
+    @no_annotations
+    def hessian(
+        self, m_dot: Any, hessian_input: Any = None, evaluate_tlm: bool = True, apply_riesz: bool = False
+    ) -> Any:
+        """Return the Hessian action at the last evaluation's point; as :meth:`ReducedFunction.hessian`, times ``scale``."""
+        function = self._function
+        values = function._values()
+        self.hessian_cb_pre(values)
+        directions = function._checked(m_dot, function._controls, "directions")
+        (seed,) = function._checked(1.0, function._outputs, "seeds")
+        second = None
+        if hessian_input is not None:
+            second = [self._scaled(*function._checked(hessian_input, function._outputs, "hessian_input"))]
+        results = function._hessian(directions, [self._scaled(seed)], second)
+        if apply_riesz:
+            results = [_riesz(c, value) for c, value in zip(self.controls, results, strict=True)]
+        result = self.controls.delist(results)
+        self.hessian_cb_post(self.functional.block_variable.checkpoint, result, values)
+        return result
+
+    @no_annotations
+    def tlm(self, m_dot: Any) -> Any:
+        """Return the derivative in a direction; as :meth:`ReducedFunction.tlm`, times ``scale``."""
+        values = self._function._values()
+        self.tlm_cb_pre(values)
+        result = self._scaled(self._function.jac_action(m_dot))
+        self.tlm_cb_post(self.functional.block_variable.checkpoint, result, values)
+        return result
+
+    @no_annotations
+    def jac_action(self, m_dot: Any) -> Any:
+        """Return the derivative in a direction."""
+        return self.tlm(m_dot)
+
+    @no_annotations
+    def adj_jac_action(self, adj: Any) -> Any:
+        """Return the derivative times a cotangent."""
+        return self.derivative(adj)
+
+    @no_annotations
+    def hess_action(self, m_dot: Any, adj: Any) -> Any:
+        """Return the Hessian action times a cotangent."""
+        scaled = [self._scaled(*self._function._checked(adj, self._function._outputs, "seeds"))]
+        return self._function.hess_action(m_dot, scaled)
+
+    def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
+        """Return ``(self(values), self.derivative())``."""
+        return self(values, inputs), self.derivative()
+
+    def _scaled(self, value: Any) -> Any:
+        if self.scale == 1.0:
+            return value
+        with stop_annotating():
+            return value._ad_mul(self.scale)
+
+
+__all__ = ["Control", "ReducedFunction", "ReducedFunctional"]

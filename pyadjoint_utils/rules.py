@@ -1,0 +1,149 @@
+"""The maps of one function at one signature, each prepared once."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
+
+
+class Rules:
+    """A flat function of an engine, and what is derived from it, prepared at the first use and kept.
+
+    Args:
+        engine: the engine that runs and differentiates the function.
+        function: takes a tuple of arrays, returns a tuple of arrays.
+        inputs: shape and dtype of every array that it takes; the first ``dependencies`` of them are values on the
+            tape, the others constants.
+        dependencies: how many inputs are values on the tape.
+        active: positions of the dependencies that pass a derivative.
+        compiled: whether the engine's ``compile`` is applied.
+        name: the function's name for messages.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        function: Callable[[Arrays], Arrays],
+        inputs: Sequence[Aval],
+        dependencies: int,
+        active: Sequence[int],
+        *,
+        compiled: bool = True,
+        name: str = "function",
+    ) -> None:
+        self.engine = engine
+        self.function = function
+        self.inputs = tuple(inputs)
+        self.dependencies = dependencies
+        self.active = tuple(active)
+        self.compiled = compiled
+        self.name = name
+        self.outputs: tuple[Aval, ...] = ()  # known after the first run
+        self._local: dict[tuple[tuple[int, ...], tuple[int, ...]], LocalRules] = {}
+
+    def prepare(self, f: Map) -> Map:
+        """Return a map of this function's arrays, compiled if this function is."""
+        return self.engine.compile(f, self.inputs) if self.compiled else f
+
+    @cached_property
+    def value(self) -> Map:
+        """The function itself, as a map without differentiated inputs: ``value((), (*dependencies, *constants))``."""
+        function = self.function
+        return self.prepare(lambda x, c: function(c))
+
+    def at(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> "LocalRules":
+        """Return the rules between some of the dependencies and some of the outputs."""
+        local = self._local.get((ins, outs))
+        if local is None:
+            local = self._local[ins, outs] = LocalRules(self, ins, outs)
+        return local
+
+    def zeros(self, aval: Aval) -> Any:
+        """Return an array of zeros of this engine."""
+        return self.engine.zeros(aval)
+
+
+class LocalRules:
+    """JVP, VJP and the derivative of the VJP between chosen inputs and outputs of one function."""
+
+    def __init__(self, rules: Rules, ins: tuple[int, ...], outs: tuple[int, ...]) -> None:
+        self.rules, self.ins, self.outs = rules, ins, outs
+        self.others = tuple(i for i in range(rules.dependencies) if i not in ins)
+        # Where each dependency stands in (*x, *c): the constants follow the dependencies that are not differentiated.
+        order = {dep: k for k, dep in enumerate(ins + self.others)}
+        permutation = [order[dep] for dep in range(rules.dependencies)]
+        in_order = permutation == list(range(rules.dependencies))
+        function, n = rules.function, rules.dependencies
+        all_outputs = outs == tuple(range(len(rules.outputs)))
+
+        def local(x: Arrays, c: Arrays) -> Arrays:
+            leaves = (*x, *c)
+            if not in_order:
+                leaves = (*[leaves[k] for k in permutation], *leaves[n:])
+            y = function(leaves)
+            return y if all_outputs else tuple([y[k] for k in outs])
+
+        self.map: Map = local
+        self.n, self.m = len(ins), len(outs)
+
+    def split(self, primals: Arrays, constants: Arrays) -> tuple[Arrays, Arrays]:
+        """Sort the function's arrays into the differentiated ones and the constant ones."""
+        if not self.others:
+            return primals, constants
+        return tuple([primals[i] for i in self.ins]), (*[primals[i] for i in self.others], *constants)
+
+    @cached_property
+    def vjp_map(self) -> Map:
+        return self.rules.engine.vjp_of(self.map, self.n)
+
+    @cached_property
+    def jvp_map(self) -> Map:
+        """Tangents alone: ``((*x, *dx), c) -> dy``."""
+        both, m = self.rules.engine.jvp_of(self.map, self.n), self.m
+        return lambda x, c: both(x, c)[m:]
+
+    @cached_property
+    def vjp(self) -> Map:
+        """The adjoint, ``((*x, *yb), c) -> xb``."""
+        return self.rules.prepare(self.vjp_map)
+
+    @cached_property
+    def jvp(self) -> Map:
+        """The tangent, ``((*x, *dx), c) -> dy``."""
+        return self.rules.prepare(self.jvp_map)
+
+    @cached_property
+    def hvp(self) -> Map:
+        """``((*x, *yb, *dx, *dyb), c) -> (*xb, *dxb)``: the VJP and its derivative, in one call.
+
+        ``dxb = d/de [J(x + e dx)^H (yb + e dyb)]`` holds both terms that second order needs, the curvature of the
+        function and the propagated second adjoint.
+        """
+        return self.rules.prepare(self.rules.engine.jvp_of(self.vjp_map, self.n + self.m))
+
+    def _derived(self, f: Map, seeds: Sequence[Aval], kind: str) -> Rules:
+        rules, n = self.rules, self.n
+        first = [rules.inputs[i] for i in self.ins]
+        others = [rules.inputs[i] for i in self.others]
+        constants = rules.inputs[rules.dependencies :]
+        k = n + len(seeds)
+        return Rules(
+            rules.engine,
+            lambda leaves: f(leaves[:k], leaves[k:]),
+            (*first, *seeds, *others, *constants),
+            k + len(others),
+            range(k),
+            compiled=rules.compiled,
+            name=f"{kind}({rules.name})",
+        )
+
+    @cached_property
+    def vjp_rules(self) -> Rules:
+        """The VJP as a function that can itself go on the tape; dependencies ``(*x, *yb, *others)``."""
+        return self._derived(self.vjp_map, [self.rules.outputs[k] for k in self.outs], "vjp")
+
+    @cached_property
+    def jvp_rules(self) -> Rules:
+        """The JVP as a function that can itself go on the tape; dependencies ``(*x, *dx, *others)``."""
+        return self._derived(self.jvp_map, [self.rules.inputs[i] for i in self.ins], "jvp")

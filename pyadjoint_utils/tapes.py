@@ -1,0 +1,141 @@
+"""The tape, and what this project keeps beside it."""
+
+from typing import Any
+
+import pyadjoint
+from pyadjoint import get_working_tape
+from pyadjoint.tape import TapePackageData
+
+from pyadjoint_utils.errors import StaleTapeError, UnsupportedError
+
+_KEY = "pyadjoint_utils"
+
+
+class Tape(pyadjoint.Tape):
+    """Pyadjoint's tape; functions of this project take either.
+
+    Example:
+        >>> from pyadjoint_utils import Tape, set_working_tape
+        >>> with set_working_tape(Tape()) as tape:
+        ...     len(tape.get_blocks())
+        0
+    """
+
+    __slots__ = ()
+
+    def enable_checkpointing(self, schedule: Any, **kwargs: Any) -> None:
+        """Refuse recompute schedules: upstream's give wrong derivatives away from the recorded point."""
+        raise _no_schedules()
+
+
+def _no_schedules() -> UnsupportedError:
+    return UnsupportedError(
+        "Recompute schedules are not supported on this tape: Pyadjoint's own give silently wrong derivatives at every "
+        "point other than the recorded one. Record without enable_checkpointing; overload_*(checkpoint=True) saves the "
+        "memory inside of one function."
+    )
+
+
+class TapeState(TapePackageData):
+    """Whose evaluation the values on a tape belong to.
+
+    Attributes:
+        owner: None while the tape is as it was recorded; the object whose evaluation came last; or ``STALE``.
+        updates: values that were given to variables with :meth:`Control.update`.
+    """
+
+    def __init__(self) -> None:
+        self.owner: Any = None
+        self.updates: dict[Any, Any] = {}
+
+    def clear(self) -> None:
+        self.owner = None
+        self.updates = {}
+
+    def reset(self) -> None:
+        # Pyadjoint calls this before it re-evaluates the tape by itself.
+        self.owner = STALE
+
+    def checkpoint(self) -> Any:
+        return self.owner
+
+    def restore_from_checkpoint(self, state: Any) -> None:
+        self.owner = state
+
+    def copy(self) -> "TapeState":
+        other = TapeState()
+        other.owner, other.updates = self.owner, dict(self.updates)
+        return other
+
+    def continue_checkpointing(self) -> None:
+        """Nothing is kept on disk."""
+
+    def pause_checkpointing(self) -> None:
+        """Nothing is kept on disk."""
+
+
+STALE = object()
+
+
+def state_of(tape: pyadjoint.Tape) -> TapeState:
+    """Return this project's state of any Pyadjoint tape."""
+    if tape._checkpoint_manager is not None:
+        raise _no_schedules()
+    state = tape._package_data.get(_KEY)
+    if state is None:
+        state = tape._package_data[_KEY] = TapeState()
+    return state
+
+
+def working_tape(tape: pyadjoint.Tape | None) -> pyadjoint.Tape:
+    """Return the given tape or the working one."""
+    tape = get_working_tape() if tape is None else tape
+    if tape is None:
+        raise StaleTapeError("There is no working tape. Make one: set_working_tape(Tape()).")
+    return tape
+
+
+class set_working_tape(pyadjoint.set_working_tape):
+    """Make a tape the working tape: as a function for good, as a context manager for a block of code.
+
+    Args:
+        tape: the tape; None for a new one.
+
+    Example:
+        >>> from pyadjoint_utils import array, get_working_tape, set_working_tape
+        >>> with set_working_tape() as tape:
+        ...     y = array([1.0]) * 2.0
+        ...     len(tape.get_blocks())
+        1
+    """
+
+    def __init__(self, tape: pyadjoint.Tape | None = None, **tape_kwargs: Any) -> None:
+        super().__init__(Tape(**tape_kwargs) if tape is None else tape)
+
+
+class push_tape:
+    """Context manager: record on a tape of its own, and restore the working tape afterwards, also after an exception.
+
+    Args:
+        tape: the tape; None for a new one.
+
+    Example:
+        >>> from pyadjoint_utils import array, get_working_tape, push_tape
+        >>> outer = get_working_tape()
+        >>> with push_tape() as tape:
+        ...     y = array([1.0]) * 2.0
+        >>> get_working_tape() is outer
+        True
+    """
+
+    def __init__(self, tape: pyadjoint.Tape | None = None) -> None:
+        self._tape = tape
+        self._entered: list[set_working_tape] = []
+
+    def __enter__(self) -> pyadjoint.Tape:
+        context = set_working_tape(self._tape)
+        self._entered.append(context)
+        return context.tape
+
+    def __exit__(self, *exception: Any) -> None:
+        self._entered.pop().__exit__(*exception)
