@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
+from pyadjoint_utils.errors import ArgumentValueError
 from pyadjoint_utils.overloading import overload
 
-_WIDE = {np.dtype(np.float64), np.dtype(np.complex128)}
+# The dtypes that exist in JAX only under 64-bit types.
+_WIDE = {np.dtype(t) for t in (np.float64, np.complex128, np.int64, np.uint64)}
+_NARROW = {np.dtype(np.int64): np.dtype(np.int32), np.dtype(np.uint64): np.dtype(np.uint32)}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "getitem": operator.getitem,
     "astype": lambda x, dtype: x.astype(dtype),
@@ -31,6 +34,19 @@ def _scoped(f: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _narrowed(array: np.ndarray) -> np.ndarray:
+    """Integers are JAX's 32-bit ones, unless the user chose 64 bits: they must not make a float32 program wide."""
+    dtype = _NARROW.get(array.dtype)
+    if dtype is None or jax.config.read("jax_enable_x64"):
+        return array
+    if array.size and (array.min() < np.iinfo(dtype).min or array.max() > np.iinfo(dtype).max):
+        raise ArgumentValueError(
+            f"An integer array ({array.dtype}{list(array.shape)}) does not fit JAX's {dtype}. Enable 64-bit types with "
+            'jax.config.update("jax_enable_x64", True), or pass it as float.'
+        )
+    return array.astype(dtype)
+
+
 class JaxEngine(Engine):
     """JAX arrays and transformations."""
 
@@ -39,8 +55,8 @@ class JaxEngine(Engine):
 
     def enter(self, source: Any, dtype: np.dtype | None = None) -> Any:
         if isinstance(source, np.ndarray):
-            array = source if dtype is None else source.astype(dtype, copy=False)
-            with jax.enable_x64(array.dtype.itemsize > 4 or jax.config.read("jax_enable_x64")):
+            array = _narrowed(source if dtype is None else source.astype(dtype, copy=False))
+            with jax.enable_x64(array.dtype in _WIDE or jax.config.read("jax_enable_x64")):
                 return jnp.asarray(array)
         with jax.enable_x64(True):
             array = jax.dlpack.from_dlpack(source)
@@ -95,7 +111,15 @@ class JaxEngine(Engine):
     def compile(self, f: Map, avals: Sequence[Aval]) -> Map:
         # A new function object: jit keeps one cache per object, and maps can share one.
         jitted = jax.jit(lambda x, c: f(x, c))
-        return _scoped(jitted) if any(aval.dtype in _WIDE for aval in avals) else jitted
+        scoped: Callable[..., Any] | None = None
+
+        def call(x: Arrays, c: Arrays) -> Arrays:
+            nonlocal scoped
+            if scoped is None:  # decided once: all calls have the same dtypes
+                scoped = _scoped(jitted) if any(a.dtype in _WIDE for a in (*x, *c)) else jitted
+            return scoped(x, c)
+
+        return call
 
     def checkpoint(self, f: Map) -> Map:
         return jax.checkpoint(f)
@@ -111,4 +135,24 @@ class JaxEngine(Engine):
 
 _add, _scale = jax.jit(operator.add), jax.jit(operator.mul)
 engine = JaxEngine()
-overload_jax = functools.partial(overload, engine=engine)
+
+
+def overload_jax(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Overload a function of JAX arrays for values on the tape; it is traced once per signature and runs as XLA programs.
+
+    Args:
+        function: takes and returns JAX arrays in nested containers; None to use as a decorator with options.
+        **options: ``argnums, static_argnums, static_argnames, checkpoint, jit, pointwise, out_pointwise, name``, as for
+            :func:`pyadjoint_utils.overload`.
+
+    Returns:
+        A function of arrays of any engine, taped or not; called with JAX tracers it is transparent.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pyadjoint_utils import array, overload_jax
+        >>> f = overload_jax(lambda x, y: jnp.sum(x * y))
+        >>> float(f(array([1.0, 2.0]), y=array([3.0, 4.0])))
+        11.0
+    """
+    return overload(function, engine, **options)

@@ -42,12 +42,13 @@ class EngineBlock(Block):
         types = self.rules.engine.array_types
         return tuple(
             [
-                value if type(value := checkpoint_of(bv)) in types else self._enter(bv, value, aval)
+                value if type(value := bv._checkpoint) in types else self._enter(bv, aval)
                 for bv, aval in zip(self._dependencies, self.rules.inputs, strict=False)
             ]
         )
 
-    def _enter(self, bv: Any, value: Any, aval: Aval) -> Any:
+    def _enter(self, bv: Any, aval: Aval) -> Any:
+        value = checkpoint_of(bv)
         if type(bv) is Variable:
             return bv.converted(value, self.rules.engine)
         return entered(value, aval, self.rules.engine)
@@ -78,13 +79,7 @@ class EngineBlock(Block):
         """Tangent: ``dy = J dx``."""
         deps, outputs, rules = self._dependencies, self._outputs, self.rules
         ins = tuple([i for i in rules.active if deps[i].tlm_value is not None])
-        outs = tuple(
-            [
-                k
-                for k, aval in enumerate(rules.outputs)
-                if aval.differentiable and (not markings or outputs[k].is_control_dependent)
-            ]
-        )
+        outs = tuple([k for k in rules.differentiable if not markings or outputs[k].is_control_dependent])
         if not ins or not outs:
             return
         local = rules.at(ins, outs)
@@ -96,9 +91,7 @@ class EngineBlock(Block):
     def evaluate_adj(self, markings: bool = False) -> None:
         """Adjoint: ``xb = J^H yb``."""
         outputs, rules = self._outputs, self.rules
-        outs = tuple(
-            [k for k, aval in enumerate(rules.outputs) if aval.differentiable and outputs[k].adj_value is not None]
-        )
+        outs = tuple([k for k in rules.differentiable if outputs[k].adj_value is not None])
         ins = self._active(markings)
         if not ins or not outs:
             return
@@ -121,8 +114,8 @@ class EngineBlock(Block):
         outs = tuple(
             [
                 k
-                for k, aval in enumerate(rules.outputs)
-                if aval.differentiable and (outputs[k].adj_value is not None or outputs[k].hessian_value is not None)
+                for k in rules.differentiable
+                if outputs[k].adj_value is not None or outputs[k].hessian_value is not None
             ]
         )
         ins = self._active(markings)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optree
 
-from pyadjoint_utils.errors import ArgumentTypeError, MissingEngineError
+from pyadjoint_utils.errors import ArgumentTypeError, MissingEngineError, NotDifferentiableError
 
 Arrays = tuple[Any, ...]
 Map = Callable[[Arrays, Arrays], Arrays]
@@ -124,11 +124,11 @@ class Engine:
 
         The result is a map of this engine again. Inputs that an output does not depend on get zeros, never None.
         """
-        raise NotImplementedError
+        raise NotDifferentiableError(f"The engine {self.name!r} has no derivative rules (vjp_of).")
 
     def jvp_of(self, f: Map, n: int) -> Map:
         """Return the map ``((*x, *dx), c) -> (*y, *dy)`` with ``dy = J(x) dx``; a map of this engine again."""
-        raise NotImplementedError
+        raise NotDifferentiableError(f"The engine {self.name!r} has no derivative rules (jvp_of).")
 
     def compile(self, f: Map, avals: Sequence[Aval]) -> Map:
         """Return ``f`` prepared for repeated calls on concrete arrays; ``avals`` describe the original function's."""
@@ -292,6 +292,11 @@ def _find_owner(value: Any) -> Engine | None:
             get_engine(name)
             return _owners.get(type(value))
     return None
+
+
+def tracing_engine(leaf: Any) -> Engine | None:
+    """Return the loaded engine that has a transformation running which this leaf belongs to, or None."""
+    return next((engine for engine in _loaded.values() if engine.is_tracer(leaf)), None)
 
 
 def convert(value: Any, engine: Engine) -> Any:

@@ -74,6 +74,10 @@ def recorded_function(engine: Engine, name: str) -> Callable[..., Any]:
             f"The engine {engine.name!r} has no function {name!r} for taped arrays. Write the computation as a function "
             f"of that engine and overload it, or take the data off the tape with x.numpy()."
         )
+    if name == "astype":
+        # An array of the new dtype goes along, so that an engine sees from its arguments which precision it works in.
+        astype = function
+        function = lambda x, like, dtype: astype(x, dtype)  # noqa: E731
     return Overloaded(function, engine, name=name, static_numbers=True)
 
 
@@ -166,6 +170,26 @@ def _off_tape(tree: Any) -> Any:
     return tree
 
 
+def _index(index: Any) -> Any:
+    """Return an index in which lists and masks are integer arrays, which all engines take."""
+    if not isinstance(index, tuple):
+        return items[0] if len(items := _index_items(index)) == 1 else tuple(items)
+    return tuple([item for part in index for item in _index_items(part)])
+
+
+def _index_items(item: Any) -> list[Any]:
+    if isinstance(item, list):
+        item = np.asarray(item)
+    if isinstance(item, ArrayFunctions) and item.dtype == np.bool_:
+        raise ArgumentTypeError(
+            "Indexing with a taped mask would change the shape of the result from one evaluation to the next. "
+            "Write numpy.where(mask, x, 0.0), or take the mask off the tape: x[mask.numpy()]."
+        )
+    if isinstance(item, np.ndarray) and item.dtype == np.bool_ and item.ndim:
+        return list(np.nonzero(item))
+    return [item]
+
+
 def _binary(ufunc: np.ufunc) -> tuple[Callable[..., Any], Callable[..., Any]]:
     def forward(self: Any, other: Any) -> Any:
         return call_ufunc(ufunc, "__call__", (self, other), {}) if _is_operand(other) else NotImplemented
@@ -229,7 +253,7 @@ class ArrayFunctions:
     __neg__, __pos__, __abs__ = _unary(np.negative), _unary(np.positive), _unary(np.absolute)
 
     def __getitem__(self, index: Any) -> Any:
-        return call_numpy("getitem", (self, index), {}, [self])
+        return call_numpy("getitem", (self, _index(index)), {}, [self])
 
     def __round__(self, digits: int = 0) -> Any:
         return call_numpy("round", (self, digits), {}, [self])
@@ -263,7 +287,7 @@ class ArrayFunctions:
         target = np.dtype(dtype)
         if self.dtype.kind == "c" and target.kind != "c":
             raise ArgumentTypeError(f"astype({target}) would drop the imaginary part. Write numpy.real(x).")
-        return call_numpy("astype", (self, target.name), {}, [self])
+        return call_numpy("astype", (self, np.zeros((), target), target.name), {}, [self])
 
     T = property(lambda self: self.transpose())
     real = property(lambda self: call_numpy("real", (self,), {}, [self]))

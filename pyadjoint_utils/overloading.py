@@ -11,7 +11,7 @@ from pyadjoint import AdjFloat, annotate_tape, get_working_tape
 from pyadjoint.overloaded_type import OverloadedType
 
 from pyadjoint_utils.block import EngineBlock
-from pyadjoint_utils.engine import Arrays, Aval, Engine, convert, get_engine, owner_of
+from pyadjoint_utils.engine import Arrays, Aval, Engine, convert, get_engine, owner_of, tracing_engine
 from pyadjoint_utils.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -159,6 +159,16 @@ class Overloaded:
                 constant.append(i)
                 constants.append(convert(owner.copy(array) if keep else array, engine))
             else:
+                if (other := tracing_engine(leaf)) is not None:
+                    raise self._error(
+                        args,
+                        kwargs,
+                        i,
+                        leaf,
+                        f"belongs to a transformation of {other.name} that is running, where a function of {engine.name} "
+                        "cannot run",
+                        "call it outside of the transformation and let the tape compose the derivatives",
+                    )
                 statics.append((i, _hashable(leaf)))
             avals.append(aval)
         if numbers:

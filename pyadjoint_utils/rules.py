@@ -42,6 +42,11 @@ class Rules:
         self.outputs: tuple[Aval, ...] = ()  # known after the first run
         self._local: dict[tuple[tuple[int, ...], tuple[int, ...]], LocalRules] = {}
 
+    @cached_property
+    def differentiable(self) -> tuple[int, ...]:
+        """Positions of the outputs that pass a derivative."""
+        return tuple([k for k, aval in enumerate(self.outputs) if aval.differentiable])
+
     def prepare(self, f: Map) -> Map:
         """Return a map of this function's arrays, compiled if this function is."""
         return self.engine.compile(f, self.inputs) if self.compiled else f

@@ -11,7 +11,7 @@ from pyadjoint_utils import engine as engines
 from pyadjoint_utils.engine import Aval, Engine, convert, owner_of
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, ImmutableError
 from pyadjoint_utils.numpy_functions import ArrayFunctions
-from pyadjoint_utils.variable import Variable, bare, entered
+from pyadjoint_utils.variable import WRAPPERS, Variable, bare, entered
 
 _log = logging.getLogger(__name__)
 _left_tape: set[str] = set()
@@ -49,10 +49,6 @@ class ndarray(ArrayFunctions, OverloadedType):
 
     @property
     def value(self) -> Any:
-        return self._value
-
-    @property
-    def _ad_bare(self) -> Any:
         return self._value
 
     @property
@@ -344,6 +340,7 @@ def _numbers(obj: Any) -> np.ndarray:
 
 NUMPY_CLASSES = (np.ndarray, np.float64, np.float32, np.float16, np.complex128, np.complex64)
 register_overloaded_type(ndarray, NUMPY_CLASSES)
+WRAPPERS.add(ndarray)
 
 
 def _register_array_classes(engine: Engine) -> None:

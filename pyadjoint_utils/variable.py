@@ -7,6 +7,9 @@ from pyadjoint.block_variable import BlockVariable
 
 from pyadjoint_utils.engine import Aval, Engine, convert, owner_of
 
+# The classes whose ``_value`` is a bare array; they are defined where this module cannot look.
+WRAPPERS: set[type] = set()
+
 
 class Variable(BlockVariable):
     """Block variable of an :class:`ndarray`: its checkpoint, adjoint, tangent and Hessian value are bare arrays."""
@@ -40,7 +43,7 @@ class Variable(BlockVariable):
 
 def bare(value: Any) -> Any:
     """Return the array that a wrapper holds, or the value itself."""
-    return getattr(value, "_ad_bare", value)
+    return value._value if type(value) in WRAPPERS else value
 
 
 def accumulated(total: Any, term: Any) -> Any:

@@ -224,7 +224,7 @@ class _Probe:
                 rates.append(float(ratio / np.log(self.epsilons[k] / self.epsilons[k - 1])))
         if rates or not all(np.isfinite(residuals)):
             return rates or [float("nan")]
-        _log.warning(
+        _log.info(
             "The Taylor remainder is zero to rounding (largest %.1e, rounding %.1e): the rate is infinite. "
             "A larger direction h would test more.",
             max(residuals),
