@@ -1,0 +1,1 @@
+"""This project beside native code, in one run."""
