@@ -8,12 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from pyadjoint import AdjFloat
+from pyadjoint import AdjFloat, annotate_tape
+from pyadjoint.adjfloat import _ops
 from pyadjoint.overloaded_type import OverloadedType
 
 from pyadjoint_utils.engine import Engine, get_engine
 from pyadjoint_utils.errors import (
     ArgumentTypeError,
+    ArgumentValueError,
     CapturedValueError,
     ImmutableError,
     NotDifferentiableError,
@@ -21,6 +23,7 @@ from pyadjoint_utils.errors import (
 
 # Ufunc methods that have a function of their own.
 _REDUCTIONS = {"add": "sum", "multiply": "prod", "maximum": "max", "minimum": "min"}
+_ACCUMULATIONS = {"add": "cumsum", "multiply": "cumprod"}
 # Names that NumPy spells in two ways; the engines are asked for the left one.
 _ALIASES = {
     "amax": "max",
@@ -60,6 +63,17 @@ _QUESTIONS = {
     "save",
     "savez",
     "savetxt",
+    "nonzero",
+    "flatnonzero",
+    "count_nonzero",
+}
+
+
+# Constant almost everywhere: of an AdjFloat they may as well be plain numbers.
+_STEPS = {
+    *("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"),
+    *("isfinite", "isinf", "isnan", "signbit", "logical_and", "logical_or", "logical_not", "logical_xor"),
+    *("sign", "floor", "ceil", "rint", "trunc", "floor_divide", "heaviside"),
 }
 
 
@@ -111,7 +125,16 @@ def call_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: di
             f"on the tape would lose the derivative. Write y = numpy.{ufunc.__name__}(...) instead of an in-place "
             "operator or out=."
         )
+    if kwargs.get("where", True) is not True or kwargs.get("dtype") is not None:
+        raise ArgumentValueError(
+            f"numpy.{ufunc.__name__} of a taped array takes no where= (it leaves entries undefined) and no dtype=. "
+            "Write numpy.where(mask, y, x), or y.astype(dtype)."
+        )
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("where", "dtype")}
     name = _ALIASES.get(ufunc.__name__, ufunc.__name__)
+    if method == "accumulate" and ufunc.__name__ in _ACCUMULATIONS:
+        (x,) = inputs
+        return call_numpy(_ACCUMULATIONS[ufunc.__name__], (x,), {"axis": 0, **kwargs}, [x])
     if method == "reduce" and ufunc.__name__ in _REDUCTIONS:
         (x,) = inputs
         return call_numpy(_REDUCTIONS[ufunc.__name__], (x,), {"axis": kwargs.pop("axis", 0), **kwargs}, [x])
@@ -145,6 +168,10 @@ def call_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         raise ImmutableError(f"numpy.{name} cannot write into out=: values on the tape are immutable.")
     prefix = module.partition("numpy.")[2]
     full = f"{prefix}.{name}" if prefix in ("linalg", "fft") else _ALIASES.get(name, name)
+    if name == "clip":
+        kwargs = {{"a_min": "min", "a_max": "max"}.get(k, k): v for k, v in kwargs.items()}
+    if name == "take":
+        args = (args[0], *(np.asarray(a) if isinstance(a, list) else a for a in args[1:]))
     leaves: list[Any] = []
     _collect((args, kwargs), leaves)
     return call_numpy(full, args, {k: v for k, v in kwargs.items() if v is not np._NoValue}, leaves)
@@ -163,6 +190,8 @@ def _collect(tree: Any, leaves: list[Any]) -> None:
 def _off_tape(tree: Any) -> Any:
     if isinstance(tree, ArrayFunctions):
         return tree.numpy()
+    if isinstance(tree, AdjFloat):
+        return float(tree)
     if isinstance(tree, dict):
         return {k: _off_tape(v) for k, v in tree.items()}
     if isinstance(tree, (list, tuple)):
@@ -250,6 +279,13 @@ class ArrayFunctions:
     __lt__, __le__ = _binary(np.less)[0], _binary(np.less_equal)[0]
     __gt__, __ge__ = _binary(np.greater)[0], _binary(np.greater_equal)[0]
     __eq__, __ne__ = _binary(np.equal)[0], _binary(np.not_equal)[0]
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
     __neg__, __pos__, __abs__ = _unary(np.negative), _unary(np.positive), _unary(np.absolute)
 
     def __getitem__(self, index: Any) -> Any:
@@ -294,6 +330,12 @@ class ArrayFunctions:
     imag = property(lambda self: call_numpy("imag", (self,), {}, [self]))
 
 
+def _passes_derivative(name: str, inputs: tuple[Any, ...]) -> bool:
+    if any(isinstance(x, ArrayFunctions) for x in inputs):
+        return True
+    return annotate_tape() and name not in _STEPS
+
+
 def install_on_adjfloat() -> None:
     """Let AdjFloat yield to arrays in NumPy functions, where Pyadjoint would strip it to a plain number.
 
@@ -305,9 +347,18 @@ def install_on_adjfloat() -> None:
 
     @functools.wraps(original)
     def __array_ufunc__(self: Any, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        if any(isinstance(x, ArrayFunctions) or (isinstance(x, np.ndarray) and x.ndim > 0) for x in inputs):
+        has_arrays = any(isinstance(x, (ArrayFunctions, np.ndarray)) for x in inputs)
+        if method == "__call__" and not kwargs and not has_arrays and ufunc in _ops:
+            return original(self, ufunc, method, *inputs)
+        if _passes_derivative(ufunc.__name__, inputs):
             return call_ufunc(ufunc, method, inputs, kwargs)
-        return original(self, ufunc, method, *inputs, **kwargs)
+        return getattr(ufunc, method)(*_off_tape(inputs), **kwargs)
+
+    def __array_function__(self: Any, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if annotate_tape():
+            return call_function(func, args, kwargs)
+        return func(*_off_tape(args), **_off_tape(kwargs))
 
     __array_ufunc__._yields_to_arrays = True  # type: ignore[attr-defined]
+    AdjFloat.__array_function__ = __array_function__
     AdjFloat.__array_ufunc__ = __array_ufunc__
