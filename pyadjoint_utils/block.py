@@ -16,7 +16,7 @@ from pyadjoint import Block
 
 from pyadjoint_utils.engine import Arrays, Aval
 from pyadjoint_utils.rules import Rules
-from pyadjoint_utils.variable import Variable, checkpoint_of, entered
+from pyadjoint_utils.variable import Variable, as_float, checkpoint_of, entered
 
 
 class EngineBlock(Block):
@@ -139,9 +139,9 @@ class EngineBlock(Block):
 
 def add_adjoint(bv: Any, value: Any) -> None:
     """Accumulate an adjoint on any block variable; those of other types take numbers."""
-    bv.add_adj_output(value if type(bv) is Variable else float(value))
+    bv.add_adj_output(value if type(bv) is Variable else as_float(value))
 
 
 def add_hessian(bv: Any, value: Any) -> None:
     """Accumulate a second adjoint on any block variable."""
-    bv.add_hessian_output(value if type(bv) is Variable else float(value))
+    bv.add_hessian_output(value if type(bv) is Variable else as_float(value))

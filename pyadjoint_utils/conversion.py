@@ -9,7 +9,7 @@ from pyadjoint_utils.block import add_adjoint, add_hessian
 from pyadjoint_utils.engine import convert, get_engine
 from pyadjoint_utils.errors import ArgumentTypeError
 from pyadjoint_utils.values import array, ndarray
-from pyadjoint_utils.variable import Variable, bare, checkpoint_of, entered
+from pyadjoint_utils.variable import Variable, as_float, checkpoint_of, entered
 
 
 class ConversionBlock(Block):
@@ -24,7 +24,7 @@ class ConversionBlock(Block):
         target = self._target
         if isinstance(target, ndarray):
             return entered(value, target.aval, target._engine)
-        return AdjFloat(float(bare(value)))
+        return AdjFloat(as_float(value))
 
     def recompute(self, markings: bool = False) -> None:
         self._outputs[0].checkpoint = self._across(checkpoint_of(self._dependencies[0]))
@@ -46,10 +46,17 @@ class ConversionBlock(Block):
         dependency = self._dependencies[0]
         if type(dependency) is Variable:
             return dependency.output._like(value)._value
-        return float(bare(value))
+        return as_float(value)
 
     def __str__(self) -> str:
         return f"to {self._target.engine if isinstance(self._target, ndarray) else type(self._target).__name__}"
+
+
+def converted_like(value: Any, like: Any) -> Any:
+    """Return a value of the tape in the type, engine and dtype of another one, recorded."""
+    if isinstance(like, ndarray):
+        return _record(value, ndarray(entered(value, like.aval, like._engine), like._engine))
+    return _record(value, AdjFloat(as_float(value)))
 
 
 def _record(source: Any, target: OverloadedType) -> Any:

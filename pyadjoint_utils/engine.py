@@ -6,6 +6,7 @@ map into another map of the same engine, so that they compose to any order; :met
 Everything else (the Hessian piece, zeros, accumulation, the tape) is the core's.
 """
 
+import functools
 import importlib
 import operator
 from collections.abc import Callable, Sequence
@@ -184,6 +185,7 @@ class NumPyArrays(Engine):
 _BUNDLED = {name: f"bridges.{name}:engine" for name in ("jax", "tensorflow", "torch", "autograd")}
 _loaded: dict[str, Engine] = {}
 _owners: dict[type, Engine] = {}
+_strangers: set[type] = set()  # classes that are known to be no engine's
 _on_register: list[Callable[[Engine], None]] = []
 
 
@@ -201,6 +203,7 @@ def register_engine(engine: Engine) -> Engine:
             f"register_engine takes an instance of a subclass of pyadjoint_utils.Engine with a name; got {engine!r}."
         )
     _loaded[engine.name] = engine
+    _strangers.clear()
     if engine.holds == engine.name:
         for cls in engine.array_types:
             _owners[cls] = engine
@@ -209,6 +212,7 @@ def register_engine(engine: Engine) -> Engine:
     return engine
 
 
+@functools.cache  # it reads the metadata of every installed package
 def _entry_points() -> dict[str, str]:
     found = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
     return _BUNDLED | found
@@ -285,12 +289,15 @@ def owner_of(value: Any) -> Engine | None:
 def _find_owner(value: Any) -> Engine | None:
     if isinstance(value, np.ndarray):
         return _owners[np.ndarray]
+    if type(value) in _strangers:
+        return None
     package = type(value).__module__.partition(".")[0]
     for name in engine_names():
         # The bridge of an array's own package may not be loaded yet; jaxlib's arrays belong to jax.
         if name not in _loaded and package.startswith(name):
             get_engine(name)
             return _owners.get(type(value))
+    _strangers.add(type(value))
     return None
 
 

@@ -132,6 +132,7 @@ def minimize(
     callbacks: Sequence[Callable[[Iteration], Any]] = (),
     progress: bool | None = None,
     options: dict[str, Any] | None = None,
+    start: Any = None,
     tol: float | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -153,6 +154,7 @@ def minimize(
         callbacks: several of these.
         progress: True for a progress bar, False for none, None for one where standard error is a terminal.
         options: SciPy's options of the method, such as ``{"maxiter": 100}``.
+        start: one value per control to start from; None for the point of the last evaluation.
         tol: SciPy's tolerance.
         **kwargs: more arguments of :func:`scipy.optimize.minimize`.
 
@@ -179,8 +181,9 @@ def minimize(
     if not isinstance(rf, (ReducedFunctional, ReducedFunction)):
         raise ArgumentTypeError(f"minimize takes a ReducedFunctional; got {type(rf).__name__}.")
     name = method.lower()
+    if start is not None:
+        rf(start)
     problem = _Problem(rf, scale, CallbackCombiner([*([callback] if callback else []), *callbacks]), progress, options)
-    start = problem.start
     if name not in _WITHOUT_GRADIENT:
         kwargs.setdefault("jac", problem.gradient)
     if name in _WITH_HESSIAN:
@@ -195,7 +198,7 @@ def minimize(
     with problem:
         result = optimize.minimize(
             problem.value,
-            start,
+            problem.start,
             method=method,
             callback=_scipy_callback(problem, name),
             options=options or {},
@@ -333,6 +336,7 @@ class _Problem:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        self._bar.total = self._bar.n  # converged before maxiter is finished, not cut off
         self._bar.close()
         self._callback.close()
 

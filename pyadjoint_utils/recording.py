@@ -12,6 +12,7 @@ from pyadjoint.enlisting import Enlist
 from pyadjoint.tape import annotate_tape
 
 from pyadjoint_utils.block import EngineBlock
+from pyadjoint_utils.conversion import ConversionBlock, converted_like
 from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.errors import NotDifferentiableError
 from pyadjoint_utils.overloading import record
@@ -75,6 +76,11 @@ def _engine_block(block: Block) -> EngineBlock:
 
 
 def _adjoint_of(block: Block, adjoints: dict[Any, Any], plan: Any) -> None:
+    if isinstance(block, ConversionBlock):
+        ((source,), (target,)) = block.get_dependencies(), block.get_outputs()
+        if target in adjoints and target not in plan.controls:
+            _accumulate(adjoints, source, converted_like(adjoints.pop(target), source.output))
+        return
     block = _engine_block(block)
     rules, outputs, dependencies = block.rules, block.get_outputs(), block.get_dependencies()
     controls = set(plan.controls)
@@ -90,6 +96,11 @@ def _adjoint_of(block: Block, adjoints: dict[Any, Any], plan: Any) -> None:
 
 
 def _tangent_of(block: Block, tangents: dict[Any, Any]) -> None:
+    if isinstance(block, ConversionBlock):
+        ((source,), (target,)) = block.get_dependencies(), block.get_outputs()
+        if source in tangents and target not in tangents:
+            tangents[target] = converted_like(tangents[source], target.output)
+        return
     block = _engine_block(block)
     rules, outputs, dependencies = block.rules, block.get_outputs(), block.get_dependencies()
     ins = tuple([i for i in rules.active if dependencies[i] in tangents])

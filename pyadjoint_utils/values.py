@@ -102,11 +102,11 @@ class ndarray(ArrayFunctions, OverloadedType):
 
     def item(self) -> Any:
         """Return the only number of a one-element array as a Python number; it is not recorded."""
-        return self._leave("item()").item()
+        return self.numpy().item()
 
     def tolist(self) -> Any:
         """Return the data as nested lists; it is not recorded."""
-        return self._leave("tolist()").tolist()
+        return self.numpy().tolist()
 
     def _leave(self, how: str) -> np.ndarray:
         if how not in _left_tape and annotate_tape() and self._block_variable() is not None:

@@ -66,6 +66,13 @@ def checkpoint_of(bv: BlockVariable) -> Any:
     return bare(bv.output if value is None else value)
 
 
+def as_float(value: Any) -> float:
+    """Return a one-element array of any engine, or a number, as a Python float."""
+    value = bare(value)
+    engine = owner_of(value)
+    return float(value) if engine is None else engine.to_numpy(value).item()
+
+
 def entered(value: Any, aval: Aval, engine: Engine) -> Any:
     """Return a number, a wrapper or an array of any engine as an array of this engine with the given dtype."""
     value = bare(value)
