@@ -51,6 +51,7 @@ class JaxEngine(Engine):
     """JAX arrays and transformations."""
 
     name = "jax"
+    traces = True
     array_types = (type(jnp.zeros(())),)
 
     def enter(self, source: Any, dtype: np.dtype | None = None) -> Any:
@@ -80,7 +81,7 @@ class JaxEngine(Engine):
         with jax.enable_x64(array.dtype in _WIDE):
             return _scale(array, factor)
 
-    def zeros(self, aval: Aval) -> Any:
+    def zeros(self, aval: Aval, like: Any = None) -> Any:
         with jax.enable_x64(aval.dtype in _WIDE):
             return jnp.zeros(aval.shape, aval.dtype)
 

@@ -53,14 +53,14 @@ class EngineBlock(Block):
             return bv.converted(value, self.rules.engine)
         return entered(value, aval, self.rules.engine)
 
-    def _seeds(self, values: list[Any], avals: Any) -> Arrays:
+    def _seeds(self, values: list[Any], avals: Any, like: Any) -> Arrays:
         """Tangents or cotangents as arrays of the engine, zeros where there are none."""
         engine, types = self.rules.engine, self.rules.engine.array_types
         return tuple(
             [
                 value
                 if type(value) in types
-                else (engine.zeros(aval) if value is None else entered(value, aval, engine))
+                else (engine.zeros(aval, like) if value is None else entered(value, aval, engine))
                 for value, aval in zip(values, avals, strict=True)
             ]
         )
@@ -84,7 +84,7 @@ class EngineBlock(Block):
             return
         local = rules.at(ins, outs)
         x, c = local.split(self.primals(), self.constants)
-        dx = self._seeds([deps[i].tlm_value for i in ins], [rules.inputs[i] for i in ins])
+        dx = self._seeds([deps[i].tlm_value for i in ins], [rules.inputs[i] for i in ins], x[0])
         for k, dy in zip(outs, local.jvp((*x, *dx), c), strict=True):
             outputs[k].add_tlm_output(dy)
 
@@ -97,7 +97,7 @@ class EngineBlock(Block):
             return
         local = rules.at(ins, outs)
         x, c = local.split(self.primals(), self.constants)
-        yb = self._seeds([outputs[k].adj_value for k in outs], [rules.outputs[k] for k in outs])
+        yb = self._seeds([outputs[k].adj_value for k in outs], [rules.outputs[k] for k in outs], x[0])
         for i, xb in zip(ins, local.vjp((*x, *yb), c), strict=True):
             add_adjoint(self._dependencies[i], xb)
 
@@ -124,9 +124,9 @@ class EngineBlock(Block):
         local = rules.at(ins, outs)
         x, c = local.split(self.primals(), self.constants)
         out_avals, in_avals = [rules.outputs[k] for k in outs], [rules.inputs[i] for i in ins]
-        yb = self._seeds([outputs[k].adj_value for k in outs], out_avals)
-        dx = self._seeds([deps[i].tlm_value for i in ins], in_avals)
-        dyb = self._seeds([outputs[k].hessian_value for k in outs], out_avals)
+        yb = self._seeds([outputs[k].adj_value for k in outs], out_avals, x[0])
+        dx = self._seeds([deps[i].tlm_value for i in ins], in_avals, x[0])
+        dyb = self._seeds([outputs[k].hessian_value for k in outs], out_avals, x[0])
         result = local.hvp((*x, *yb, *dx, *dyb), c)
         for k, i in enumerate(ins):
             if with_adjoint:

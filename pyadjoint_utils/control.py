@@ -9,7 +9,7 @@ from pyadjoint.overloaded_type import OverloadedType
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
 from pyadjoint_utils.tapes import state_of
 from pyadjoint_utils.values import array, ndarray
-from pyadjoint_utils.variable import bare, entered
+from pyadjoint_utils.variable import as_float, bare, entered
 
 
 class Control(pyadjoint.Control):
@@ -42,13 +42,13 @@ class Control(pyadjoint.Control):
                 "Use array(x, dtype=float), or pass it as an input (inputs=) that is not differentiated."
             )
         super().__init__(control, riesz_map)
+        self._tape = get_working_tape()
 
     def update(self, value: Any) -> None:
         """Give the variable another value; evaluations that do not vary it use that value from now on."""
         super().update(checked_value(self.control, value, "Control.update"))
-        tape = get_working_tape()
-        if tape is not None:
-            state_of(tape).updates[self.block_variable] = self.block_variable.checkpoint
+        if self._tape is not None:
+            state_of(self._tape).update(self.block_variable)
 
     def get_derivative(self, apply_riesz: bool = False) -> Any:
         return self._result(super().get_derivative(apply_riesz))
@@ -102,6 +102,6 @@ def _checked_float(value: Any, where: str) -> AdjFloat:
     if tuple(shape) != ():
         raise ArgumentValueError(f"{where} must be a number (the variable is an AdjFloat); got shape {tuple(shape)}.")
     try:
-        return AdjFloat(value)
+        return AdjFloat(as_float(value))
     except (TypeError, ValueError) as error:
         raise ArgumentTypeError(f"{where} must be a real number; got {type(value).__name__} {value!r}.") from error

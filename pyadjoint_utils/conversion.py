@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from pyadjoint import AdjFloat, Block, annotate_tape, get_working_tape
 from pyadjoint.overloaded_type import OverloadedType
 
@@ -45,7 +46,10 @@ class ConversionBlock(Block):
     def _back(self, value: Any) -> Any:
         dependency = self._dependencies[0]
         if type(dependency) is Variable:
-            return dependency.output._like(value)._value
+            source = dependency.output
+            if not isinstance(self._target, ndarray):
+                value = np.full(source.shape, as_float(value))
+            return entered(value, source.aval, source._engine)
         return as_float(value)
 
     def __str__(self) -> str:
@@ -55,7 +59,8 @@ class ConversionBlock(Block):
 def converted_like(value: Any, like: Any) -> Any:
     """Return a value of the tape in the type, engine and dtype of another one, recorded."""
     if isinstance(like, ndarray):
-        return _record(value, ndarray(entered(value, like.aval, like._engine), like._engine))
+        same = _record(value, ndarray(entered(value, like.aval, like._engine), like._engine))
+        return same if same.shape == like.shape else same.reshape(like.shape)
     return _record(value, AdjFloat(as_float(value)))
 
 

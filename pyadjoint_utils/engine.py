@@ -50,6 +50,8 @@ class Engine:
     """
 
     name: str = ""
+    # Whether compile() traces a function once, which ``jit=False`` may switch off; where it only guards, it stays on.
+    traces = False
     array_types: tuple[type, ...] = ()
     holds: str = ""
 
@@ -100,8 +102,8 @@ class Engine:
         """Return an own array times a Python number, in the array's dtype."""
         return array * factor
 
-    def zeros(self, aval: Aval) -> Any:
-        """Return an array of zeros."""
+    def zeros(self, aval: Aval, like: Any = None) -> Any:
+        """Return an array of zeros, on the device of an own array if one is given."""
         return self.enter(np.zeros(aval.shape, aval.dtype))
 
     def is_tracer(self, leaf: Any) -> bool:
@@ -291,6 +293,9 @@ def _find_owner(value: Any) -> Engine | None:
         return _owners[np.ndarray]
     if type(value) in _strangers:
         return None
+    for cls in type(value).__mro__[1:]:  # a subclass of an engine's array enters as that array
+        if cls in _owners:
+            return _owners[cls]
     package = type(value).__module__.partition(".")[0]
     for name in engine_names():
         # The bridge of an array's own package may not be loaded yet; jaxlib's arrays belong to jax.

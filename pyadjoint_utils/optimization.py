@@ -194,9 +194,10 @@ def minimize(
     if limits is not None:
         kwargs["bounds"] = limits
     if constraints:
-        kwargs["constraints"] = problem.constraints(constraints)
+        kwargs["constraints"] = problem.constraints(constraints, name)
     with problem:
-        result = optimize.minimize(
+        result = problem.run(
+            optimize.minimize,
             problem.value,
             problem.start,
             method=method,
@@ -208,23 +209,23 @@ def minimize(
     return problem.finish(result, constrained=bool(constraints))
 
 
-def _scipy_callback(problem: "_Problem", name: str) -> Callable[..., Any] | None:
-    if name == "tnc":
-        return lambda x: problem.iterate(x)
-
+def _scipy_callback(problem: "_Problem", name: str) -> Callable[..., Any]:
     def report(intermediate_result: Any) -> None:
-        if problem.iterate(np.array(intermediate_result.x)):
-            raise StopIteration
+        problem.iterate(np.array(intermediate_result.x))
 
-    def report_vector(x: np.ndarray) -> bool:
-        return problem.iterate(np.array(x))
+    def report_vector(x: np.ndarray) -> None:
+        problem.iterate(np.array(x))
 
-    def report_state(x: np.ndarray, state: Any) -> bool:
-        return problem.iterate(np.array(x))
+    def report_state(x: np.ndarray, state: Any) -> None:
+        problem.iterate(np.array(x))
 
     if name == "trust-constr":
         return report_state
-    return report_vector if name in ("cobyla", "slsqp") else report
+    return report_vector if name in ("cobyla", "slsqp", "tnc") else report
+
+
+class _Stopped(Exception):
+    """A callback asked to stop; SciPy's own way of saying so differs from method to method."""
 
 
 class _Problem:
@@ -250,6 +251,8 @@ class _Problem:
         self._value, self._gradient = np.nan, np.full(0, np.nan)
         self._best: tuple[float, np.ndarray] = (np.inf, self.start)
         self._evaluations = 0
+        self._stopped = False
+        self._limits: Any = None
         self.history: list[Iteration] = []
         self._progress, self._total = progress, (options or {}).get("maxiter")
         self._began = time.perf_counter()
@@ -290,8 +293,12 @@ class _Problem:
         self._at, self._value = np.array(x), float(number.item())
         self._gradient = np.full(0, np.nan)
         self._evaluations += 1
-        if self._value < self._best[0]:
+        if self._value < self._best[0] and self._within_limits(x):
             self._best = (self._value, self._at)
+
+    def _within_limits(self, x: np.ndarray) -> bool:
+        # Some methods evaluate outside of the bounds on their way.
+        return self._limits is None or bool(np.all(x >= self._limits.lb) and np.all(x <= self._limits.ub))
 
     def value(self, x: np.ndarray) -> float:
         self._move(x)
@@ -311,7 +318,7 @@ class _Problem:
     def hessian_matrix(self, x: np.ndarray) -> np.ndarray:
         return np.stack([self.hessian_action(x, e) for e in np.eye(x.size)])
 
-    def iterate(self, x: np.ndarray) -> bool:
+    def iterate(self, x: np.ndarray) -> None:
         self._move(x)
         norm = float(np.linalg.norm(self._gradient)) if self._gradient.size else float("nan")
         seconds = time.perf_counter() - self._began
@@ -326,7 +333,20 @@ class _Problem:
         self.history.append(iteration)
         self._bar.set_postfix_str(f"J = {self._value:.6g}", refresh=False)
         self._bar.update(1)
-        return self._callback(iteration)
+        if self._callback(iteration):
+            raise _Stopped
+
+    def run(self, optimizer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call SciPy; a stop that a callback asked for is a result as well."""
+        from scipy.optimize import OptimizeResult
+
+        try:
+            return optimizer(*args, **kwargs)
+        except _Stopped:
+            self._stopped = True
+            return OptimizeResult(
+                x=self._at, success=False, status=99, message="A callback asked to stop.", nit=len(self.history)
+            )
 
     def __enter__(self) -> "_Problem":
         from tqdm.auto import tqdm
@@ -341,7 +361,7 @@ class _Problem:
         self._callback.close()
 
     def finish(self, result: Any, *, constrained: bool) -> Any:
-        if not result.success:
+        if not result.success and not self._stopped:
             warnings.warn(
                 f"The optimizer did not converge: {result.message} The best iterate is returned, with the functional "
                 f"{self._best[0]:.6g}.",
@@ -363,11 +383,12 @@ class _Problem:
     def bounds(self, bounds: Any) -> Any:
         from scipy.optimize import Bounds
 
-        if bounds is None or isinstance(bounds, Bounds):
-            return bounds
-        if len(bounds) != 2:
-            raise ArgumentValueError(f"bounds must be (lower, upper); got {len(bounds)} entries.")
-        return Bounds(*[self._limit(side, k) for k, side in enumerate(bounds)])
+        if bounds is not None and not isinstance(bounds, Bounds):
+            if len(bounds) != 2:
+                raise ArgumentValueError(f"bounds must be (lower, upper); got {len(bounds)} entries.")
+            bounds = Bounds(*[self._limit(side, k) for k, side in enumerate(bounds)])
+        self._limits = bounds
+        return bounds
 
     def _limit(self, side: Any, k: int) -> np.ndarray:
         infinite = (-np.inf, np.inf)[k]
@@ -397,21 +418,34 @@ class _Problem:
             raise ArgumentValueError(f"{what} must be a number or have the control's shape {shape}; got {limit.shape}.")
         return np.broadcast_to(limit, shape).reshape(-1) if isinstance(control, ndarray) else limit.reshape(-1)
 
-    def constraints(self, constraints: Any) -> Any:
+    def constraints(self, constraints: Any, name: str) -> Any:
         listed = constraints if isinstance(constraints, (list, tuple)) else [constraints]
-        return [self._constraint(c) for c in listed]
+        return [self._constraint(c, name) for c in listed]
 
-    def _constraint(self, constraint: Any) -> Any:
+    def _constraint(self, constraint: Any, name: str) -> Any:
         function = constraint.get("fun") if isinstance(constraint, dict) else None
         if not isinstance(function, (ReducedFunction, ReducedFunctional)):
             return constraint
 
+        def at(x: np.ndarray) -> ndarray:
+            return asarray(function(self._delist(self.unflatten(x))))
+
         def value(x: np.ndarray) -> np.ndarray:
-            return np.ravel(asarray(function(self._delist(self.unflatten(x)))).numpy()).astype(np.float64)
+            return np.ravel(at(x).numpy()).astype(np.float64)
 
         def jacobian(x: np.ndarray) -> np.ndarray:
-            y = asarray(function(self._delist(self.unflatten(x))))
+            y = at(x)
             rows = np.eye(y.size, dtype=y.dtype).reshape((y.size, *y.shape))
             return np.stack([self.flatten(list(Enlist(function.adj_jac_action(row)))) for row in rows])
 
-        return {**constraint, "fun": value, "jac": jacobian}
+        def hessian(x: np.ndarray, v: np.ndarray) -> np.ndarray:
+            y = at(x)
+            seed = np.asarray(v, y.dtype).reshape(y.shape)
+            directions = [self._delist(self.unflatten(e)) for e in np.eye(x.size)]
+            return np.stack([self.flatten(list(Enlist(function.hess_action(d, seed)))) for d in directions])
+
+        if name != "trust-constr":
+            return {**constraint, "fun": value, "jac": jacobian}
+        from scipy.optimize import NonlinearConstraint
+
+        return NonlinearConstraint(value, 0.0, 0.0 if constraint["type"] == "eq" else np.inf, jacobian, hessian)

@@ -7,7 +7,7 @@ from functools import update_wrapper
 from typing import Any
 
 import numpy as np
-from pyadjoint import AdjFloat, annotate_tape, get_working_tape
+from pyadjoint import AdjFloat, annotate_tape
 from pyadjoint.overloaded_type import OverloadedType
 
 from pyadjoint_utils.block import EngineBlock
@@ -19,6 +19,7 @@ from pyadjoint_utils.errors import (
     RemovedOptionError,
 )
 from pyadjoint_utils.rules import Rules
+from pyadjoint_utils.tapes import working_tape
 from pyadjoint_utils.values import ndarray
 
 _PYTHON_NUMBERS = (int, float, complex)
@@ -90,8 +91,17 @@ class Overloaded:
         if engine in _running.engines:
             return self.function(*args, **kwargs)
         leaves, structure = engine.flatten((args, kwargs))
-        for leaf in leaves:
+        for i, leaf in enumerate(leaves):
             if engine.is_tracer(leaf):
+                if any(isinstance(other, OverloadedType) for other in leaves):
+                    raise self._error(
+                        args,
+                        kwargs,
+                        i,
+                        leaf,
+                        f"belongs to {engine.name}'s own differentiation, but stands beside a value of the tape",
+                        f"use one of the two: pass {engine.name} values alone, or an array without a derivative of its own",
+                    )
                 return self.function(*args, **kwargs)
         plan, values, constants = self._sort(leaves, structure, args, kwargs)
         prepared = self._prepared.get(plan)
@@ -173,7 +183,7 @@ class Overloaded:
             avals.append(aval)
         if numbers:
             self._enter_numbers(leaves, numbers, avals, taped, values, constant, constants)
-        active = self._active(taped, avals, args, kwargs, leaves, structure)
+        active = self._active(taped, avals, args, kwargs)
         key = _Key(
             structure,
             tuple(taped),
@@ -222,55 +232,34 @@ class Overloaded:
         """Mark the leaves of static arguments, in the order of the flattened arguments."""
         if not self.static_argnums and not self.static_argnames:
             return None
-        for k in self.static_argnums:
-            if not -len(args) <= k < len(args):
-                raise ArgumentValueError(f"{self.name}: static_argnums={k} is out of range for {len(args)} arguments.")
-        names = {*self.static_argnames, *(self._names(k) for k in self.static_argnums)}
-        numbers = {k % len(args) for k in self.static_argnums if args} | {
-            self._positions[name] for name in self.static_argnames if name in self._positions
-        }
-        marks = [_marked(self.engine, arg, k in numbers) for k, arg in enumerate(args)]
-        return self.engine.flatten(
-            (tuple(marks), {key: _marked(self.engine, v, key in names) for key, v in kwargs.items()})
-        )[0]
+        return self._marks(self.static_argnums, "static_argnums", self.static_argnames, args, kwargs)
 
-    def _names(self, position: int) -> str | None:
-        return next((name for name, k in self._positions.items() if k == position), None)
-
-    def _active(
-        self,
-        taped: list[int],
-        avals: list[Aval | None],
-        args: Any,
-        kwargs: Any,
-        leaves: list[Any],
-        structure: Any,
-    ) -> tuple[int, ...]:
+    def _active(self, taped: list[int], avals: list[Aval | None], args: Any, kwargs: Any) -> tuple[int, ...]:
         """Positions among the taped leaves that pass a derivative."""
-        if self.argnums is None:
-            chosen = None
-        else:
-            count = len(args) + len(kwargs)
-            for k in self.argnums:
-                if not -len(args) <= k < max(count, 1):
-                    raise ArgumentValueError(
-                        f"{self.name}: argnums={k} is out of range: the call has {len(args)} positional "
-                        f"argument(s). Name positions from 0 to {max(len(args) - 1, 0)}."
-                    )
-            numbers = {k % len(args) if k < len(args) else k for k in self.argnums} if args else set(self.argnums)
-            names = {name for name, k in self._positions.items() if k in numbers}
-            chosen = self.engine.flatten(
-                (
-                    tuple([_marked(self.engine, arg, k in numbers) for k, arg in enumerate(args)]),
-                    {key: _marked(self.engine, value, key in names) for key, value in kwargs.items()},
-                )
-            )[0]
+        chosen = None if self.argnums is None else self._marks(self.argnums, "argnums", (), args, kwargs)
         active = []
         for k, i in enumerate(taped):
             aval = avals[i]
             if aval is not None and aval.differentiable and (chosen is None or chosen[i]):
                 active.append(k)
         return tuple(active)
+
+    def _marks(
+        self, argnums: Sequence[int], option: str, argnames: Sequence[str], args: Any, kwargs: Any
+    ) -> list[bool]:
+        """Mark the leaves of arguments that are named by position, however they were passed."""
+        count = max(len(args), len(self._positions))
+        for k in argnums:
+            if not -count <= k < count:
+                raise ArgumentValueError(
+                    f"{self.name}: {option}={k} is out of range: the function takes {count} positional argument(s). "
+                    f"Name positions from 0 to {count - 1}."
+                )
+        numbers = {k % count for k in argnums} | {self._positions[n] for n in argnames if n in self._positions}
+        names = {*argnames, *(name for name, k in self._positions.items() if k in numbers)}
+        positional = tuple([_marked(self.engine, arg, k in numbers) for k, arg in enumerate(args)])
+        keyword = {key: _marked(self.engine, value, key in names) for key, value in kwargs.items()}
+        return self.engine.flatten((positional, keyword))[0]
 
     def _error(self, args: Any, kwargs: Any, i: int, leaf: Any, rule: str, remedy: str) -> ArgumentTypeError:
         return ArgumentTypeError(
@@ -374,7 +363,7 @@ class _Prepared:
 
 def record(rules: Rules, dependencies: list[Any], constants: Arrays, outputs: Sequence[ndarray]) -> None:
     """Put one call on the working tape."""
-    tape = get_working_tape()
+    tape = working_tape(None)
     block = EngineBlock(rules, dependencies, constants)
     tape.add_block(block)
     for y in outputs:
@@ -499,7 +488,7 @@ def _is_filled(cell: Any) -> bool:
 def _indices(value: Any, option: str, name: str) -> tuple[int, ...] | None:
     if value is None:
         return None
-    items = (value,) if isinstance(value, int) else tuple(value)
+    items = tuple(value) if isinstance(value, (tuple, list, set, range)) else (value,)
     if not all(isinstance(k, int) for k in items):
         raise ArgumentTypeError(f"{name}: {option} takes an int or a sequence of ints; got {value!r}.")
     return items

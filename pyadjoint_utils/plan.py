@@ -10,6 +10,7 @@ from pyadjoint.tape import stop_annotating
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.tapes import TapeState
 from pyadjoint_utils.values import ndarray
+from pyadjoint_utils.variable import Variable
 
 
 class Plan:
@@ -150,10 +151,18 @@ def _second_adjoint_of(block: Block) -> None:
 
 def recorded_value(bv: Any) -> Any:
     """Return the value that a variable had when it was recorded."""
-    output = bv.output
-    if isinstance(output, ndarray):
-        return output._value
-    return output if isinstance(output, AdjFloat) else bv._checkpoint
+    if type(bv) is Variable:
+        return bv.recorded
+    return bv.output if isinstance(bv.output, AdjFloat) else bv._checkpoint
+
+
+def taped_value(bv: Any) -> Any:
+    """Return a value with which the variable can be recorded again."""
+    if type(bv) is not Variable:
+        return bv.output
+    value = ndarray(bv.recorded)
+    value.block_variable = bv
+    return value
 
 
 def _all(block: Block) -> tuple[list[Any], list[Any]]:

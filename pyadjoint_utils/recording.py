@@ -16,9 +16,10 @@ from pyadjoint_utils.conversion import ConversionBlock, converted_like
 from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.errors import NotDifferentiableError
 from pyadjoint_utils.overloading import record
+from pyadjoint_utils.plan import taped_value
 from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.rules import Rules
-from pyadjoint_utils.tapes import push_tape
+from pyadjoint_utils.tapes import push_tape, truncate
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import entered
 
@@ -53,16 +54,20 @@ class _Recording:
     """Annotation on the function's own tape; the sweep runs on the values that the program recorded."""
 
     def __init__(self, rf: ReducedFunction) -> None:
+        self._rf = rf
         self._tape = push_tape(rf.tape)
 
     def __enter__(self) -> None:
         self._was_on = annotate_tape()
         self._tape.__enter__()
+        self._length = len(self._rf.tape.get_blocks())
         continue_annotation()
 
     def __exit__(self, *exception: Any) -> None:
         if not self._was_on:
             pause_annotation()
+        if exception[0] is not None:
+            truncate(self._rf.tape, self._length)
         self._tape.__exit__(*exception)
 
 
@@ -116,7 +121,7 @@ def _tangent_of(block: Block, tangents: dict[Any, Any]) -> None:
 def _call(rules: Rules, block: EngineBlock, local: Any, seeds: list[Any]) -> list[Any]:
     """Run a derived map on the Block's own variables and record the call."""
     engine = rules.engine
-    dependencies = [bv.output for bv in block.get_dependencies()]
+    dependencies = [taped_value(bv) for bv in block.get_dependencies()]
     taped = [*[dependencies[i] for i in local.ins], *seeds, *[dependencies[i] for i in local.others]]
     values = [entered(value, aval, engine) for value, aval in zip(taped, rules.inputs, strict=False)]
     outputs = rules.value((), (*values, *block.constants))
@@ -134,4 +139,5 @@ def _accumulate(values: dict[Any, Any], bv: Any, value: Any) -> None:
 def _or_zero(value: Any, like: Any) -> Any:
     if value is None:
         return like._ad_init_zero()
-    return value
+    in_place = isinstance(like, ndarray) and isinstance(value, ndarray) and value._engine is like._engine
+    return value if in_place else converted_like(value, like)

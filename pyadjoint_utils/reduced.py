@@ -107,6 +107,7 @@ class ReducedFunction(AbstractReducedFunctional):
         self._plans: dict[frozenset[Any], Plan] = {}
         # The values of controls and inputs at the last evaluation; None before the first.
         self._point: list[Any] | None = None
+        self._updates: dict[Any, Any] = {}  # Control.update's values at that evaluation
         self._start = [_current(bv) for bv in self._variables]
 
     # The function ------------------------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ class ReducedFunction(AbstractReducedFunctional):
         self.eval_cb_pre(self._controls.delist(given))
         point = [value._ad_create_checkpoint() for value in given]
         point += self._input_point(inputs)
-        self._evaluate(point)
+        self._evaluate(point, dict(state_of(self.tape).updates))
         results = [output.block_variable.saved_output for output in self._outputs]
         outputs = self._outputs.delist(results)
         self.eval_cb_post(outputs, self._controls.delist(given))
@@ -254,10 +255,13 @@ class ReducedFunction(AbstractReducedFunctional):
 
     @property
     def _plan(self) -> Plan:
-        updates = state_of(self.tape).updates
+        return self._plan_with(self._updates)
+
+    def _plan_with(self, updates: dict[Any, Any]) -> Plan:
+        """The plan on which controls, inputs and the variables that were given other values vary."""
         controls = [c.block_variable for c in self._controls]
         inputs = [i.block_variable for i in self._inputs]
-        known = {*controls, *inputs}
+        known = set(self._variables)
         others = frozenset(bv for bv in updates if bv not in known)
         plan = self._plans.get(others)
         if plan is None:
@@ -278,9 +282,9 @@ class ReducedFunction(AbstractReducedFunctional):
         values = self._checked(inputs, [getattr(i, "control", i) for i in self._inputs], "inputs")
         return [value._ad_create_checkpoint() for value in values]
 
-    def _evaluate(self, point: list[Any]) -> None:
+    def _evaluate(self, point: list[Any], updates: dict[Any, Any]) -> None:
         """Bring the tape to a point; after an exception it is where it was, and marked stale."""
-        state, plan = state_of(self.tape), self._plan
+        state, plan = state_of(self.tape), self._plan_with(updates)
         variables = self._variables
         previous = [bv._checkpoint for bv in variables]
         owner, state.owner = state.owner, STALE
@@ -289,7 +293,7 @@ class ReducedFunction(AbstractReducedFunctional):
             for bv, value in plan.boundary:
                 bv._checkpoint = value
         for bv in plan.sources[len(variables) :]:
-            bv._checkpoint = state.updates[bv]
+            bv._checkpoint = updates[bv]
         try:
             for bv, value in zip(variables, point, strict=True):
                 bv._checkpoint = value
@@ -299,7 +303,7 @@ class ReducedFunction(AbstractReducedFunctional):
                 bv._checkpoint = value
             raise
         self.tape._recompute_count += 1
-        self._point = point
+        self._point, self._updates = point, updates
         state.owner = self
 
     def _linearize(self) -> None:
@@ -313,7 +317,7 @@ class ReducedFunction(AbstractReducedFunctional):
             for bv, value in zip(variables, point, strict=True)
             if bv._checkpoint is not None
         ):
-            self._evaluate(point)
+            self._evaluate(point, dict(state.updates) if self._point is None else self._updates)
 
     def _tangent(self, directions: list[Any]) -> None:
         plan = self._plan

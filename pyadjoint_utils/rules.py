@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
 
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
 
@@ -37,7 +36,7 @@ class Rules:
         self.inputs = tuple(inputs)
         self.dependencies = dependencies
         self.active = tuple(active)
-        self.compiled = compiled
+        self.compiled = compiled or not engine.traces
         self.name = name
         self.outputs: tuple[Aval, ...] = ()  # known after the first run
         self._local: dict[tuple[tuple[int, ...], tuple[int, ...]], LocalRules] = {}
@@ -63,10 +62,6 @@ class Rules:
         if local is None:
             local = self._local[ins, outs] = LocalRules(self, ins, outs)
         return local
-
-    def zeros(self, aval: Aval) -> Any:
-        """Return an array of zeros of this engine."""
-        return self.engine.zeros(aval)
 
 
 class LocalRules:

@@ -48,6 +48,11 @@ class TapeState(TapePackageData):
         self.owner: Any = None
         self.updates: dict[Any, Any] = {}
 
+    def update(self, variable: Any) -> None:
+        """Take note that a variable was given another value, which the rest of the tape does not follow yet."""
+        self.updates[variable] = variable._checkpoint
+        self.owner = STALE
+
     def clear(self) -> None:
         self.owner = None
         self.updates = {}
@@ -93,6 +98,17 @@ def working_tape(tape: pyadjoint.Tape | None) -> pyadjoint.Tape:
     if tape is None:
         raise StaleTapeError("There is no working tape. Make one: set_working_tape(Tape()).")
     return tape
+
+
+def truncate(tape: pyadjoint.Tape, length: int) -> None:
+    """Take the Blocks after the first ``length`` off a tape again."""
+    blocks = tape.get_blocks()
+    extra = len(blocks) - length
+    list.__delitem__(blocks, slice(length, None))
+    for step in reversed(blocks.steps):
+        dropped = min(extra, len(step))
+        del step[len(step) - dropped :]
+        extra -= dropped
 
 
 class set_working_tape(pyadjoint.set_working_tape):

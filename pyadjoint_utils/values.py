@@ -201,11 +201,15 @@ class ndarray(ArrayFunctions, OverloadedType):
         return float(np.real(np.vdot(a, b)))
 
     def _ad_imul(self, other: Any) -> "ndarray":
-        self._value = self._like(np.multiply(self.numpy(), _off_tape(other)))._value
-        return self
+        return self._rebind(self._like(np.multiply(self.numpy(), _off_tape(other)))._value)
 
     def _ad_iadd(self, other: Any) -> "ndarray":
-        self._value = self._engine.add(self._value, entered(other, self.aval, self._engine))
+        return self._rebind(self._engine.add(self._value, entered(other, self.aval, self._engine)))
+
+    def _rebind(self, value: Any) -> "ndarray":
+        """Hold another array; on the tape that is another value, and what was recorded stays as it is."""
+        self._value = value
+        self.clear_block_variable()
         return self
 
     def _ad_copy(self) -> "ndarray":
@@ -234,8 +238,7 @@ class ndarray(ArrayFunctions, OverloadedType):
         return vec
 
     def _ad_from_petsc(self, vec: Any) -> "ndarray":
-        self._value = unflattened(np.array(vec.getArray(readonly=True)), self.aval, self._engine)
-        return self
+        return self._rebind(unflattened(np.array(vec.getArray(readonly=True)), self.aval, self._engine))
 
 
 def _off_tape(value: Any) -> Any:

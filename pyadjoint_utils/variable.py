@@ -20,6 +20,8 @@ class Variable(BlockVariable):
 
     def __init__(self, output: Any) -> None:
         super().__init__(output)
+        # The value that the program computed, whatever evaluations put into the checkpoint later.
+        self.recorded: Any = output._value
         self._conversions: dict[str, tuple[Any, Any]] = {}
 
     def add_adj_output(self, val: Any) -> None:

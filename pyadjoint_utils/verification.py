@@ -399,7 +399,7 @@ def verify(J: Any, m: Any, h: Any = None, v: Any = None, *, seed: int = 0) -> Ve
     if not isinstance(J, (ReducedFunction, ReducedFunctional)):
         raise ArgumentTypeError(f"verify takes a ReducedFunctional or ReducedFunction; got {type(J).__name__}.")
     function = J._function if isinstance(J, ReducedFunctional) else J
-    before = function._last_point()
+    before, updates = function._last_point(), function._updates
     rng = np.random.default_rng(seed)
     controls = list(J.controls)
     point = _like_controls(controls, m, "m")
@@ -426,7 +426,7 @@ def verify(J: Any, m: Any, h: Any = None, v: Any = None, *, seed: int = 0) -> Ve
     # At a minimum the derivative is nothing but rounding, which is relative to the value.
     floor = _norm([np.asarray(y) for y in probe.base]) * _norm(probe.v or [])
     size = _norm(along) * _norm(other) + _norm(across) * _norm(first) + floor
-    function._evaluate(before)  # where it was, so that nothing that starts there is moved
+    function._evaluate(before, updates)  # where it was, so that nothing that starts there is moved
     return Verification(
         eps=table["eps"],
         residuals={k: table[f"R{k}"]["Residual"] for k in range(3)},

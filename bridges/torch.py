@@ -1,0 +1,409 @@
+"""PyTorch: eager maps over ``torch.autograd``, reverse mode with a tape of its own and forward mode with dual numbers."""
+
+import contextlib
+import functools
+import importlib
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.autograd.forward_ad as forward_ad
+import torch.utils.checkpoint
+
+from bridges.torch_functions import FUNCTIONS
+from bridges.torch_kernels import plain_kernels
+from bridges.torch_modules import OverloadedModule, random_state, set_random_state
+from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
+from pyadjoint_utils.errors import (
+    ArgumentTypeError,
+    ImmutableError,
+    MissingEngineError,
+    NotDifferentiableError,
+    UnsupportedError,
+)
+from pyadjoint_utils.overloading import overload
+
+_NAMES = ("bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64 complex64 complex128").split()
+_TO_NUMPY: dict[torch.dtype, np.dtype] = {getattr(torch, name): np.dtype(name) for name in _NAMES}
+_TO_TORCH: dict[np.dtype, torch.dtype] = {dtype: ours for ours, dtype in _TO_NUMPY.items()}
+# Dtypes that NumPy lacks travel through it as integers of their width.
+_CARRIERS = {1: torch.uint8, 2: torch.int16}
+
+
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
+    found = _TO_NUMPY.get(dtype)
+    return _foreign_dtype(dtype) if found is None else found
+
+
+def _foreign_dtype(dtype: torch.dtype) -> np.dtype:
+    """Learn a dtype that NumPy has only with the package ml_dtypes, such as bfloat16."""
+    name = str(dtype).removeprefix("torch.")
+    try:
+        found = np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
+    except ModuleNotFoundError as error:
+        raise MissingEngineError(
+            f"NumPy has no dtype {name}; the package 'ml_dtypes' brings it (pip install ml_dtypes). "
+            "Or cast first: tensor.float()."
+        ) from error
+    except AttributeError as error:
+        raise ArgumentTypeError(
+            f"NumPy has no dtype for {dtype}. Cast the tensor first, for example tensor.float()."
+        ) from error
+    _TO_NUMPY[dtype], _TO_TORCH[found] = found, dtype
+    return found
+
+
+def _torch_dtype(dtype: np.dtype) -> torch.dtype:
+    found = _TO_TORCH.get(dtype)
+    if found is None:
+        found = getattr(torch, dtype.name, None)
+        if not isinstance(found, torch.dtype):
+            raise ArgumentTypeError(f"PyTorch has no dtype {dtype}. Cast the array first, for example to float64.")
+        _numpy_dtype(found)
+    return found
+
+
+def _from_numpy(array: np.ndarray) -> torch.Tensor:
+    dtype = _torch_dtype(array.dtype.newbyteorder("="))
+    if not array.dtype.isnative or any(s < 0 or s % array.itemsize for s in array.strides):
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+    if array.dtype.name not in _NAMES:
+        carrier = array.view(_TO_NUMPY[_CARRIERS[array.itemsize]])
+        return _from_numpy(carrier).view(dtype)
+    # from_numpy warns about read-only memory, though nobody writes to a value on the tape.
+    return torch.from_numpy(array) if array.flags.writeable else torch.from_dlpack(array)
+
+
+def _astype(x: torch.Tensor, dtype: Any) -> torch.Tensor:
+    return x.to(_torch_dtype(np.dtype(dtype)))
+
+
+def _settled(array: torch.Tensor) -> torch.Tensor:
+    """An alias outside any autograd graph, without a lazy conjugation or negation."""
+    return array.detach().resolve_conj().resolve_neg()
+
+
+# What maps are made of ---------------------------------------------------------------------------------------------------
+
+# Of dual levels there is one in the whole process, so threads take turns; who finds it taken transposes the VJP.
+_level = threading.Lock()
+_grad_enabled = torch.is_grad_enabled
+_set_grad_enabled = torch._C._set_grad_enabled  # torch.no_grad() costs as much as a small operation
+_transforming = torch._C._are_functorch_transforms_active
+
+
+def _with_grad_mode(mode: bool, f: Callable[..., Any]) -> Callable[..., Any]:
+    """Run with autograd's recording on or off, whatever the caller's mode."""
+
+    @functools.wraps(f)
+    def call(*args: Any) -> Any:
+        before = _grad_enabled()
+        _set_grad_enabled(mode)
+        try:
+            return f(*args)
+        finally:
+            _set_grad_enabled(before)
+
+    return call
+
+
+def _require_grad(arrays: Iterable[Any]) -> bool:
+    return any(isinstance(t, torch.Tensor) and t.requires_grad for t in arrays)
+
+
+def _is_dual(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None
+
+
+def _leaf(x: torch.Tensor) -> torch.Tensor:
+    """A variable to differentiate by, still linked to an outer graph and carrying an outer tangent."""
+    alias = x.view_as(x)
+    return alias if alias.requires_grad else alias.requires_grad_()
+
+
+@functools.partial(_with_grad_mode, True)
+def _pull_back(f: Map, primals: Arrays, seeds: Arrays, c: Arrays, nested: bool) -> Arrays:
+    leaves = tuple([_leaf(x) for x in primals])
+    with plain_kernels() if nested else contextlib.nullcontext():
+        outputs = f(leaves, c)
+    live = [(y, yb) for y, yb in zip(outputs, seeds, strict=True) if y.requires_grad]
+    if not live:
+        return tuple([torch.zeros_like(x) for x in primals])
+    y, yb = zip(*live, strict=True)
+    xb = torch.autograd.grad(y, leaves, yb, create_graph=nested, allow_unused=True)
+    if nested and _require_grad(yb):
+        _check_linear(xb)
+    return tuple([torch.zeros_like(x) if b is None else b for x, b in zip(primals, xb, strict=True)])
+
+
+def _check_linear(xb: Sequence[torch.Tensor | None]) -> None:
+    """A VJP is linear in its seed: a result without a link to it, other than zero, has been cut off on the way."""
+    for b in xb:
+        if b is not None and not b.requires_grad and b.detach().any():
+            raise NotDifferentiableError(
+                "The backward of a torch.autograd.Function computes outside of torch (or detaches), so that its own "
+                "derivative would be lost. Write it with torch operations, or mark it once_differentiable and stay at "
+                "first order."
+            )
+
+
+def _push_forward(f: Map, x: Arrays, c: Arrays, n: int) -> Arrays:
+    """``(*y, *dy)`` by dual numbers; the caller has entered the level."""
+    duals = tuple([forward_ad.make_dual(*pair) for pair in zip(x[:n], x[n:], strict=True)])
+    pairs = [forward_ad.unpack_dual(y) for y in f(duals, c)]
+    dy = [torch.zeros_like(pair.primal) if pair.tangent is None else pair.tangent for pair in pairs]
+    return (*[pair.primal for pair in pairs], *dy)
+
+
+def _generic(x: torch.Tensor, k: int) -> torch.Tensor:
+    """A direction in which nothing vanishes by chance, the same at every run."""
+    wave = torch.arange(1, x.numel() + 1, dtype=torch.float64, device=x.device).mul(0.7).add(k).sin().reshape(x.shape)
+    return (wave * (1 + 0.5j)).to(x.dtype) if x.is_complex() else wave.to(x.dtype)
+
+
+def _inner(a: Iterable[torch.Tensor], b: Iterable[torch.Tensor]) -> tuple[float, float]:
+    """``Re<a, b>``, and the size of what was summed."""
+    products = [(x.conj() * y).real.to(torch.float64) for x, y in zip(a, b, strict=True)]
+    return sum([float(p.sum()) for p in products]), sum([float(p.abs().sum()) for p in products])
+
+
+def _first_run(f: Map, x: Arrays, c: Arrays) -> Arrays:
+    """Run once on copies, and refuse what could not be replayed."""
+    copies = [tuple([t.clone() if isinstance(t, torch.Tensor) else t for t in arrays]) for arrays in (x, c)]
+    states = random_state()
+    y = f(*copies)
+    if not all(map(torch.equal, states, random_state())):
+        set_random_state(states)
+        raise UnsupportedError(
+            "An overloaded function draws from torch's global random generator, so that every replay would compute "
+            "something else. Draw outside and pass the numbers as an argument, or use a torch.Generator that is seeded "
+            "inside the function. (overload_torch of a torch.nn.Module replays dropout with the recorded state.)"
+        )
+    if any(map(_changed, (*copies[0], *copies[1]), (*x, *c))):
+        raise ImmutableError(
+            "An overloaded function changes an argument in place, which would change a value on the tape. "
+            "Write x = x + 1 for x += 1, or start with x = x.clone()."
+        )
+    return y
+
+
+def _changed(copy: Any, original: Any) -> bool:
+    # batch_norm changes its running statistics without telling their version counter.
+    if not isinstance(copy, torch.Tensor):
+        return False
+    return bool(copy._version) or not bool(((copy == original) | (copy != copy)).all())
+
+
+def _concrete(array: Any) -> Any:
+    """What a map may compute on: no link to the user's graph, and nothing that autograd may not save."""
+    if isinstance(array, torch.Tensor):
+        if array.is_inference():
+            return array.detach().clone()
+        if array.requires_grad:
+            return array.detach()
+    return array
+
+
+class TorchEngine(Engine):
+    """PyTorch tensors and ``torch.autograd``."""
+
+    name = "torch"
+    array_types = (torch.Tensor, torch.nn.Parameter)
+
+    def enter(self, source: Any, dtype: np.dtype | None = None) -> Any:
+        array = _from_numpy(source) if isinstance(source, np.ndarray) else torch.from_dlpack(source)
+        return array if dtype is None else self.cast(array, dtype)
+
+    def export(self, array: Any) -> Any:
+        return _settled(array).contiguous()
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        if array.layout != torch.strided:
+            raise ArgumentTypeError(f"A tensor of layout {array.layout} is no dense array. Write tensor.to_dense().")
+        dtype = _numpy_dtype(array.dtype)
+        if dtype.name not in _NAMES:
+            return array.detach().view(_CARRIERS[dtype.itemsize]).numpy(force=True).view(dtype)
+        return array.numpy(force=True)
+
+    def aval(self, array: Any) -> Aval:
+        return Aval(tuple(array.shape), _numpy_dtype(array.dtype))
+
+    def copy(self, array: Any) -> Any:
+        return array.detach().clone().resolve_conj().resolve_neg()
+
+    def cast(self, array: Any, dtype: np.dtype) -> Any:
+        return array.detach().to(_torch_dtype(np.dtype(dtype)))
+
+    def number(self, value: complex, dtype: np.dtype) -> Any:
+        # Beside tensors a Python number neither promotes their dtype nor fails as a size or a dim.
+        return value
+
+    def zeros(self, aval: Aval, like: Any = None) -> Any:
+        return torch.zeros(aval.shape, dtype=_torch_dtype(aval.dtype), device=None if like is None else like.device)
+
+    def is_tracer(self, leaf: Any) -> bool:
+        """Tensors of a running transformation, and those in a graph of the user's own, Parameters included."""
+        return isinstance(leaf, torch.Tensor) and (
+            leaf.requires_grad
+            or _transforming()
+            or isinstance(leaf, torch._subclasses.FakeTensor)
+            or torch.compiler.is_compiling()
+            or _is_dual(leaf)
+        )
+
+    def vjp_of(self, f: Map, n: int) -> Map:
+        def vjp(x: Arrays, c: Arrays) -> Arrays:
+            primals, seeds = x[:n], x[n:]
+            if _transforming():
+                return torch.func.vjp(lambda *x: f(x, c), *primals)[1](tuple(seeds))
+            # A graph of the gradients only where an outer map differentiates them in reverse mode.
+            return _pull_back(f, primals, seeds, c, _require_grad((*x, *c)))
+
+        return vjp
+
+    def jvp_of(self, f: Map, n: int) -> Map:
+        forward: bool | None = None  # whether forward mode is right; unknown before the first call
+
+        def jvp(x: Arrays, c: Arrays) -> Arrays:
+            nonlocal forward
+            if _transforming():
+                y, dy = torch.func.jvp(lambda *x: f(x, c), tuple(x[:n]), tuple(x[n:]))
+                return (*y, *dy)
+            # Torch's forward formulas are not to be differentiated again: several drop a term then, without a word.
+            # Its reverse ones are, so what is nested in an outer map is the transposed VJP.
+            if forward is not False and not _require_grad((*x, *c)):
+                if forward is None:
+                    forward = self._forward_is_right(f, x, c, n)
+                result = self._forward(f, x, c, n) if forward else None
+                if result is not None:
+                    return result
+            return self._transposed(f, x, c, n)
+
+        return jvp
+
+    def _forward(self, f: Map, x: Arrays, c: Arrays, n: int) -> Arrays | None:
+        """Run on dual numbers; None if a dual level is in use already, by an outer map, the user or another thread."""
+        if not _level.acquire(blocking=False):
+            return None
+        try:
+            try:
+                level = forward_ad.enter_dual_level()
+            except RuntimeError:
+                return None
+            try:
+                # Inside autograd.Function.forward torch switches forward mode off and returns no tangent.
+                with forward_ad._set_fwd_grad_enabled(True):
+                    return _push_forward(f, x, c, n)
+            finally:
+                forward_ad.exit_dual_level(level=level)
+        finally:
+            _level.release()
+
+    def _forward_is_right(self, f: Map, x: Arrays, c: Arrays, n: int) -> bool | None:
+        """Compare ``<J dx, u>`` with ``<dx, J^H u>`` once: some of torch's forward formulas are missing or wrong.
+
+        Returns:
+            None if a dual level is in use, so that nothing can be said yet.
+        """
+        x = x[:n]
+        dx = tuple([_generic(t, k) for k, t in enumerate(x)])
+        try:
+            result = self._forward(f, (*x, *dx), c, n)
+        except NotImplementedError:
+            return False
+        if result is None:
+            return None
+        y, dy = result[: len(result) // 2], result[len(result) // 2 :]
+        u = tuple([_generic(t, k) for k, t in enumerate(y)])
+        try:
+            xb = self.vjp_of(f, n)((*x, *u), c)
+        except RuntimeError as error:
+            if "not implemented" not in str(error):
+                raise
+            return True  # there is no reverse formula to compare with
+        (a, size), (b, other) = _inner(dy, u), _inner(dx, xb)
+        eps = max([torch.finfo(t.dtype).eps for t in (*x, *y)], default=0.0)
+        # Not the negation of >, so that a NaN is left to the reverse formulas.
+        return abs(a - b) <= eps**0.5 * max(size, other)
+
+    def _transposed(self, f: Map, x: Arrays, c: Arrays, n: int) -> Arrays:
+        """``J dx`` as the VJP, in ``u``, of the linear map ``u -> J^H u``."""
+        y = f(x[:n], c)
+        pull_back = self.vjp_of(f, n)
+        transposed = self.vjp_of(lambda u, xc: pull_back((*xc[:n], *u), xc[n:]), len(y))
+        dy = transposed((*[torch.ones_like(v) for v in y], *x[n:]), (*x[:n], *c))
+        return (*y, *dy)
+
+    def compile(self, f: Map, avals: Sequence[Aval]) -> Map:
+        base = _with_grad_mode(False, f)
+        checked = False
+
+        def run(x: Arrays, c: Arrays) -> Arrays:
+            nonlocal checked
+            if _transforming():
+                return f(x, c)
+            if torch.is_inference_mode_enabled():
+                with torch.inference_mode(False):
+                    return run(x, c)
+            x, c = tuple([_concrete(t) for t in x]), tuple([_concrete(t) for t in c])
+            y = base(x, c) if checked else _first_run(base, x, c)
+            checked = True
+            return tuple([_concrete(t) for t in y])
+
+        return run
+
+    def checkpoint(self, f: Map) -> Map:
+        def remade(x: Arrays, c: Arrays) -> Arrays:
+            if any(_is_dual(t) for t in (*x, *c)):
+                # Recomputed after the dual level has been left, the tangents' part of the graph would be missing.
+                return f(x, c)
+            # The random state needs no keeping: functions that draw are refused, modules bring their own.
+            return torch.utils.checkpoint.checkpoint(f, x, c, use_reentrant=False, preserve_rng_state=False)
+
+        return remade
+
+    def function(self, name: str) -> Callable[..., Any] | None:
+        return _astype if name == "astype" else FUNCTIONS.get(name)
+
+    def parameters(self, model: Any) -> Any:
+        """Return a module's trainable parameters, tied ones once, as a dict from name to a detached copy."""
+        if not isinstance(model, torch.nn.Module):
+            return None
+        return {name: self.copy(p) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def overload_torch(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Overload a PyTorch function, or a ``torch.nn.Module``, for values on the tape.
+
+    Called with tensors that require grad, or inside a transformation of ``torch.func``, and without a taped value, the
+    result just runs and torch differentiates it. A module becomes ``f(params, *args, **kwargs)``.
+
+    A module that a function captures, or that is an argument, is used as it is at every replay: overload the module itself.
+
+    Args:
+        function: takes and returns tensors, in nested containers; or a module; None to use as a decorator with options.
+        **options: see :func:`pyadjoint_utils.overload`.
+
+    Returns:
+        A function of arrays of any engine that returns :class:`pyadjoint_utils.ndarray` in the function's containers.
+
+    Raises:
+        UnsupportedError: at the first call, if the function draws from torch's global random generator.
+        ImmutableError: at the first call, if the function changes an argument in place.
+
+    Example:
+        >>> import torch
+        >>> from pyadjoint_utils import array, overload_torch
+        >>> float(overload_torch(torch.sum)(array([1.0, 2.0])))
+        3.0
+    """
+    if function is None:
+        return functools.partial(overload_torch, **options)
+    if isinstance(function, torch.nn.Module):
+        return OverloadedModule(function, engine, **options)
+    return overload(function, engine, **options)
+
+
+engine = TorchEngine()
