@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.utils.checkpoint
+from torch.overrides import TorchFunctionMode
 
 from bridges.torch_functions import FUNCTIONS
 from bridges.torch_kernels import plain_kernels
@@ -149,9 +150,30 @@ def _check_linear(xb: Sequence[torch.Tensor | None]) -> None:
             )
 
 
+class _Leaving(TorchFunctionMode):
+    """Refuses to turn a tensor that is being differentiated into a Python number, which drops its derivative silently."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _NUMBERS and args[0].requires_grad:
+            raise NotDifferentiableError(
+                f"An overloaded function takes a number out of a tensor that is differentiated (Tensor.{func.__name__}), "
+                "which would lose its derivative. Compute with the tensor itself; where the number is meant as a "
+                "constant, write x.detach().item()."
+            )
+        return func(*args, **(kwargs or {}))
+
+
+_NUMBERS = {torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__float__, torch.Tensor.__int__}
+
+
+def _disjoint(x: torch.Tensor) -> torch.Tensor:
+    # A dual number cannot be made of a tensor that stores one number for several entries, as expand() does.
+    return x.contiguous() if 0 in x.stride() else x
+
+
 def _push_forward(f: Map, x: Arrays, c: Arrays, n: int) -> Arrays:
     """``(*y, *dy)`` by dual numbers; the caller has entered the level."""
-    duals = tuple([forward_ad.make_dual(*pair) for pair in zip(x[:n], x[n:], strict=True)])
+    duals = tuple([forward_ad.make_dual(_disjoint(p), t) for p, t in zip(x[:n], x[n:], strict=True)])
     pairs = [forward_ad.unpack_dual(y) for y in f(duals, c)]
     dy = [torch.zeros_like(pair.primal) if pair.tangent is None else pair.tangent for pair in pairs]
     return (*[pair.primal for pair in pairs], *dy)
@@ -254,12 +276,21 @@ class TorchEngine(Engine):
         )
 
     def vjp_of(self, f: Map, n: int) -> Map:
+        checked = False
+
         def vjp(x: Arrays, c: Arrays) -> Arrays:
+            nonlocal checked
             primals, seeds = x[:n], x[n:]
             if _transforming():
                 return torch.func.vjp(lambda *x: f(x, c), *primals)[1](tuple(seeds))
             # A graph of the gradients only where an outer map differentiates them in reverse mode.
-            return _pull_back(f, primals, seeds, c, _require_grad((*x, *c)))
+            nested = _require_grad((*x, *c))
+            if checked:
+                return _pull_back(f, primals, seeds, c, nested)
+            with _Leaving():
+                xb = _pull_back(f, primals, seeds, c, nested)
+            checked = True
+            return xb
 
         return vjp
 

@@ -222,7 +222,7 @@ def _entry_points() -> dict[str, str]:
 
 def engine_names() -> list[str]:
     """Return the names of all engines that are registered or that an installed package announces, installed or not."""
-    return sorted(set(_entry_points()) | set(_loaded))
+    return sorted({*_entry_points(), *_loaded})
 
 
 def get_engine(name: str) -> Engine:

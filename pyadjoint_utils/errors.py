@@ -39,7 +39,3 @@ class UnsupportedError(PyadjointUtilsError, NotImplementedError):
 
 class RemovedOptionError(PyadjointUtilsError, TypeError):
     """An option of CRIKit's predecessor that has no meaning any more."""
-
-
-class TapeLeftWarning(UserWarning):
-    """A value left the tape, and its derivative with it."""

@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 _WITHOUT_GRADIENT = {"nelder-mead", "powell", "cobyla", "cobyqa"}
 _WITH_HESSIAN = {"newton-cg", "trust-ncg", "trust-krylov", "trust-constr"}
 _DENSE_HESSIAN = {"dogleg", "trust-exact"}
+_METHODS = _WITHOUT_GRADIENT | _WITH_HESSIAN | _DENSE_HESSIAN | {"cg", "bfgs", "l-bfgs-b", "tnc", "slsqp"}
 
 
 class NotConvergedWarning(UserWarning):
@@ -181,6 +182,8 @@ def minimize(
     if not isinstance(rf, (ReducedFunctional, ReducedFunction)):
         raise ArgumentTypeError(f"minimize takes a ReducedFunctional; got {type(rf).__name__}.")
     name = method.lower()
+    if name not in _METHODS:
+        raise ArgumentValueError(f"minimize has no method {method!r}. It knows SciPy's: {', '.join(sorted(_METHODS))}.")
     if start is not None:
         rf(start)
     problem = _Problem(rf, scale, CallbackCombiner([*([callback] if callback else []), *callbacks]), progress, options)

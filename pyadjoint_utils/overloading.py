@@ -11,7 +11,7 @@ from pyadjoint import AdjFloat, annotate_tape
 from pyadjoint.overloaded_type import OverloadedType
 
 from pyadjoint_utils.block import EngineBlock
-from pyadjoint_utils.engine import Arrays, Aval, Engine, convert, get_engine, owner_of, tracing_engine
+from pyadjoint_utils.engine import Arrays, Aval, Engine, convert, engine_names, get_engine, owner_of, tracing_engine
 from pyadjoint_utils.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -406,6 +406,8 @@ def overload(function: Callable[..., Any] | None = None, engine: str | Engine | 
     if unknown:
         raise RemovedOptionError(f"overload has no option {unknown[0]!r}. It knows: {', '.join(sorted(_OPTIONS))}.")
     resolved = get_engine(engine) if isinstance(engine, str) else engine
+    if resolved.holds not in engine_names():
+        raise ArgumentTypeError(f"The engine {resolved.name!r} is not registered. Write register_engine(engine) first.")
     if function is None:
         return lambda f: Overloaded(f, resolved, **options)
     return Overloaded(function, resolved, **options)
