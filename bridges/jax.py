@@ -111,13 +111,15 @@ class JaxEngine(Engine):
 
     def compile(self, f: Map, avals: Sequence[Aval]) -> Map:
         # A new function object: jit keeps one cache per object, and maps can share one.
-        jitted = jax.jit(lambda x, c: f(x, c))
+        return self.run(jax.jit(lambda x, c: f(x, c)), avals)
+
+    def run(self, f: Map, avals: Sequence[Aval]) -> Map:
         scoped: Callable[..., Any] | None = None
 
         def call(x: Arrays, c: Arrays) -> Arrays:
             nonlocal scoped
             if scoped is None:  # decided once: all calls have the same dtypes
-                scoped = _scoped(jitted) if any(a.dtype in _WIDE for a in (*x, *c)) else jitted
+                scoped = _scoped(f) if any(a.dtype in _WIDE for a in (*x, *c)) else f
             return scoped(x, c)
 
         return call

@@ -114,7 +114,8 @@ class Engine:
 
     def flatten(self, tree: Any) -> tuple[list[Any], Any]:
         """Flatten nested containers into leaves and a hashable structure; None belongs to the structure."""
-        return optree.tree_flatten(tree, namespace=self.name)
+        # A namespace of our own: PyTorch changes, for the whole process, the order of dicts in the namespace "torch".
+        return optree.tree_flatten(tree, namespace=f"pyadjoint_utils.{self.name}")
 
     def unflatten(self, structure: Any, leaves: Sequence[Any]) -> Any:
         """Undo :meth:`flatten`."""
@@ -135,6 +136,10 @@ class Engine:
 
     def compile(self, f: Map, avals: Sequence[Aval]) -> Map:
         """Return ``f`` prepared for repeated calls on concrete arrays; ``avals`` describe the original function's."""
+        return f
+
+    def run(self, f: Map, avals: Sequence[Aval]) -> Map:
+        """Return ``f`` as it is called where the user asked for no compilation (``jit=False``)."""
         return f
 
     def checkpoint(self, f: Map) -> Map:

@@ -1,6 +1,7 @@
 """Turn a function of one engine into a function of taped values."""
 
 import inspect
+import re
 import threading
 from collections.abc import Callable, Sequence
 from functools import update_wrapper
@@ -23,6 +24,8 @@ from pyadjoint_utils.tapes import working_tape
 from pyadjoint_utils.values import ndarray
 
 _PYTHON_NUMBERS = (int, float, complex)
+# How engines speak of dtypes that do not fit together.
+_ABOUT_DTYPES = re.compile(r"dtype|float32|float64|complex64|complex128|Float|Double|\b(float|double) tensor", re.ASCII)
 
 
 class _Running(threading.local):
@@ -108,7 +111,11 @@ class Overloaded:
         if prepared is None:
             # Kept only when its first run succeeded.
             prepared = _Prepared(self, plan, leaves, structure)
-            outputs = prepared.run(values, constants)
+            try:
+                outputs = prepared.run(values, constants)
+            except Exception as error:
+                self._explain_precision(error, plan, args, kwargs)
+                raise
             self._prepared[plan] = prepared
         else:
             outputs = prepared.run(values, constants)
@@ -260,6 +267,18 @@ class Overloaded:
         positional = tuple([_marked(self.engine, arg, k in numbers) for k, arg in enumerate(args)])
         keyword = {key: _marked(self.engine, value, key in names) for key, value in kwargs.items()}
         return self.engine.flatten((positional, keyword))[0]
+
+    def _explain_precision(self, error: Exception, key: "_Key", args: Any, kwargs: Any) -> None:
+        """Say in our words what engines say in theirs when a function mixes precisions that they do not promote."""
+        leaves = dict(zip((*key.taped, *key.constant), key.avals, strict=True))
+        floats = {i: aval for i, aval in leaves.items() if aval.differentiable}
+        if len({aval.dtype for aval in floats.values()}) < 2 or not _ABOUT_DTYPES.search(str(error)):
+            return
+        listed = ", ".join(f"{argument_path(self.engine, args, kwargs, i)} is {floats[i]}" for i in sorted(floats))
+        raise ArgumentTypeError(
+            f"{self.name}: {self.engine.name} refuses to mix precisions here: {listed}. Cast one of them first, for example "
+            f"x.astype('float64'). ({self.engine.name} says: {str(error).splitlines()[0]})"
+        ) from error
 
     def _error(self, args: Any, kwargs: Any, i: int, leaf: Any, rule: str, remedy: str) -> ArgumentTypeError:
         return ArgumentTypeError(

@@ -47,8 +47,8 @@ class Rules:
         return tuple([k for k, aval in enumerate(self.outputs) if aval.differentiable])
 
     def prepare(self, f: Map) -> Map:
-        """Return a map of this function's arrays, compiled if this function is."""
-        return self.engine.compile(f, self.inputs) if self.compiled else f
+        """Return a map of this function's arrays ready for repeated calls, compiled if this function is."""
+        return (self.engine.compile if self.compiled else self.engine.run)(f, self.inputs)
 
     @cached_property
     def value(self) -> Map:

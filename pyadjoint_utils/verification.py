@@ -20,7 +20,7 @@ from pyadjoint_utils.values import ndarray
 _log = logging.getLogger(__name__)
 
 # Residuals below so many units of rounding of the function's value say nothing about a rate.
-_NOISE = 20.0
+_NOISE = 5.0
 
 
 @no_annotations
@@ -135,7 +135,7 @@ class _Probe:
     """A function along a line: values, slope and curvature as plain numbers or flat vectors."""
 
     def __init__(self, J: Any, m: Any, h: Any, v: Any, epsilons: Sequence[float] | None) -> None:
-        self.J = J
+        self.J, self._size = J, 0.0
         controls = list(J.controls)
         self._delist = J.controls.delist if isinstance(J.controls, Enlist) else Enlist(m).delist
         self.m = _like_controls(controls, m, "m")
@@ -173,6 +173,9 @@ class _Probe:
         """A function value as a flat vector, or paired with ``v``."""
         parts = _arrays(values)
         if self.v is not None:
+            # What is summed up here may cancel; its rounding does not.
+            norms = [float(np.linalg.norm(w) * np.linalg.norm(y)) for w, y in zip(self.v, parts, strict=True)]
+            self._size = max(self._size, *norms)
             return sum(_pair(w, y) for w, y in zip(self.v, parts, strict=True))
         flat = np.concatenate([np.ravel(y) for y in parts])
         wide = flat.astype(np.complex128 if flat.dtype.kind == "c" else np.float64)
@@ -213,6 +216,7 @@ class _Probe:
     def rates(self, residuals: Sequence[float]) -> list[float]:
         """Rates between neighbouring steps whose residuals stand above rounding; infinite if none does."""
         size = max(
+            self._size,
             float(np.linalg.norm(self.reduce(self.base))),
             *(float(np.linalg.norm(v)) for v in self._values.values()),
         )

@@ -11,6 +11,8 @@ from pyadjoint_utils import (
     set_working_tape,
 )
 
+pytest_plugins = ["conformance_plugin"]
+
 
 @pytest.fixture(autouse=True)
 def tape():

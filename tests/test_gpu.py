@@ -1,0 +1,48 @@
+"""Values stay on the accelerator that they were made on; skipped visibly where an engine has none."""
+
+import numpy as np
+import pytest
+
+from pyadjoint_utils import Control, ReducedFunctional, array, overload, verify
+
+pytestmark = pytest.mark.gpu
+POINT = np.array([0.3, -0.7, 1.1])
+
+
+def on_jax():
+    jax = pytest.importorskip("jax")
+    try:
+        device = jax.devices("gpu")[0]
+    except RuntimeError:
+        pytest.skip("JAX has no GPU here")
+    with jax.enable_x64(True):
+        return jax.device_put(POINT, device), lambda value: value.devices() == {device}
+
+
+def on_torch():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch has no GPU here")
+    return torch.tensor(POINT, device="cuda"), lambda value: value.is_cuda
+
+
+def on_tensorflow():
+    tf = pytest.importorskip("tensorflow")
+    if not tf.config.list_physical_devices("GPU"):
+        pytest.skip("TensorFlow has no GPU here")
+    with tf.device("GPU:0"):
+        return tf.constant(POINT), lambda value: "GPU" in value.device
+
+
+@pytest.mark.parametrize("make", [on_jax, on_torch, on_tensorflow])
+def test_values_and_derivatives_stay_on_the_device(make):
+    bare, on_device = make()
+    x = array(bare)
+    f = overload(lambda x: x * x * x, x.engine)
+    y, unseeded = f(x), f(x)
+    rf = ReducedFunctional((y * 2.0).sum() + 0.0 * unseeded.sum(), Control(x))
+    assert on_device(y.value)
+    assert on_device(rf.derivative().value)
+    assert on_device(rf.hessian(x).value)
+    np.testing.assert_allclose(rf.derivative().numpy(), 6 * POINT**2)
+    assert verify(rf, x).passed
