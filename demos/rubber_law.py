@@ -18,6 +18,7 @@ over the other curves chose (--tune). Run it: ``python demos/rubber_law.py [--se
 """
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -473,7 +474,7 @@ def main(arguments: Sequence[str] | None = None) -> Outcome:
     print(f"\n{'root mean square (MPa)':24s} {'parameters':>10s} {'fitted':>12s} {'held out':>12s}")
     print(*rows, sep="\n")
     draw(law, best, held_out, before, Path(options.output))
-    print(f"\n{options.output}, {time.perf_counter() - began:.0f} s")
+    print(f"\n{os.path.relpath(options.output)}, {time.perf_counter() - began:.0f} s")
     return Outcome(rows, before, after)
 
 
