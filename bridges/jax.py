@@ -109,6 +109,9 @@ class JaxEngine(Engine):
 
         return jvp
 
+    def batch_of(self, f: Map, batched: Sequence[bool]) -> Map:
+        return jax.vmap(f, in_axes=(tuple([0 if marked else None for marked in batched]), None))
+
     def compile(self, f: Map, avals: Sequence[Aval]) -> Map:
         # A new function object: jit keeps one cache per object, and maps can share one.
         return self.run(jax.jit(lambda x, c: f(x, c)), avals)

@@ -35,6 +35,7 @@ class TensorFlowEngine(Engine):
 
     name = "tensorflow"
     traces = True
+    traces_derivatives = True  # Tensor.numpy() in an eager function would lose its derivative
     # A variable is held by asarray() alone, as an alias; array() and a recorded call take its value.
     array_types = (_EagerTensor, _Variable)
 
@@ -96,6 +97,16 @@ class TensorFlowEngine(Engine):
             return (*y, *_dense(dy))
 
         return jvp
+
+    def batch_of(self, f: Map, batched: Sequence[bool]) -> Map:
+        def mapped(x: Arrays, c: Arrays) -> Arrays:
+            def one(entries: Sequence[Any]) -> Arrays:
+                given = iter(entries)
+                return f(tuple([next(given) if marked else a for a, marked in zip(x, batched, strict=True)]), c)
+
+            return tuple(tf.vectorized_map(one, [a for a, marked in zip(x, batched, strict=True) if marked]))
+
+        return mapped
 
     def compile(self, f: Map, avals: Sequence[Aval]) -> Map:
         programs: dict[Any, Callable[[Sequence[Any]], list[Any]]] = {}

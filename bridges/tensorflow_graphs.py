@@ -306,7 +306,7 @@ def _element(item: Any, graph: Any, role: str) -> Any:
         tensor = graph.as_graph_element(item, allow_tensor=True, allow_operation=False)
     except (TypeError, KeyError, ValueError) as error:
         kind = ArgumentTypeError if isinstance(error, TypeError) else ArgumentValueError
-        raise kind(f"An {role} is no tensor of the default session's graph; got {item!r}: {error}") from error
+        raise kind(f"This {role} is no tensor of the default session's graph; got {item!r}: {error}") from error
     return tensor
 
 

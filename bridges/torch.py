@@ -12,6 +12,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.utils.checkpoint
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from bridges.torch_functions import FUNCTIONS
 from bridges.torch_kernels import plain_kernels
@@ -154,6 +155,11 @@ class _Leaving(TorchFunctionMode):
     """Refuses to turn a tensor that is being differentiated into a Python number, which drops its derivative silently."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _COPIES and not isinstance(args[0], torch.Tensor) and _require_grad(tree_leaves(args[0])):
+            raise NotDifferentiableError(
+                f"torch.{func.__name__} copies numbers out of tensors that are differentiated, which would lose their "
+                "derivative. Write torch.stack([...])."
+            )
         if func in _NUMBERS and args[0].requires_grad:
             raise NotDifferentiableError(
                 f"An overloaded function takes a number out of a tensor that is differentiated (Tensor.{func.__name__}), "
@@ -163,6 +169,7 @@ class _Leaving(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+_COPIES = {torch.tensor, torch.as_tensor, torch.asarray}
 _NUMBERS = {torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__float__, torch.Tensor.__int__}
 
 
@@ -366,6 +373,10 @@ class TorchEngine(Engine):
         transposed = self.vjp_of(lambda u, xc: pull_back((*xc[:n], *u), xc[n:]), len(y))
         dy = transposed((*[torch.ones_like(v) for v in y], *x[n:]), (*x[:n], *c))
         return (*y, *dy)
+
+    def batch_of(self, f: Map, batched: Sequence[bool]) -> Map:
+        dims = (tuple([0 if marked else None for marked in batched]), None)
+        return lambda x, c: torch.func.vmap(f, in_dims=dims)(tuple(x), c)
 
     def compile(self, f: Map, avals: Sequence[Aval]) -> Map:
         base = _with_grad_mode(False, f)

@@ -121,6 +121,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("set_default_dtype", "get_default_dtype"):
+        return getattr(importlib.import_module("pyadjoint_utils.jax_adjoint"), name)
     engine = _IN_BRIDGES.get(name)
     if engine is None:
         raise AttributeError(f"module 'pyadjoint_utils' has no attribute {name!r}")

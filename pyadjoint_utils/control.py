@@ -44,6 +44,9 @@ class Control(pyadjoint.Control):
         super().__init__(control, riesz_map)
         self._tape = get_working_tape()
 
+    def __repr__(self) -> str:
+        return f"Control({self.control!r})"
+
     def update(self, value: Any) -> None:
         """Give the variable another value; evaluations that do not vary it use that value from now on."""
         super().update(checked_value(self.control, value, "Control.update"))

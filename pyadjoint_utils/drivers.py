@@ -13,7 +13,7 @@ def compute_gradient(
     J: Any,
     m: Any,
     tape: pyadjoint.Tape | None = None,
-    adj_value: Any = 1.0,
+    adj_value: Any = None,
     *,
     apply_riesz: bool = False,
     record: bool = False,
@@ -24,7 +24,7 @@ def compute_gradient(
         J: the value; a scalar, or any shape together with ``adj_value``.
         m: one :class:`Control`, or a list of them.
         tape: the tape; None for the working one.
-        adj_value: cotangent of ``J``.
+        adj_value: cotangent of ``J``; None for 1, which only a real scalar takes.
         apply_riesz: apply the controls' Riesz maps (arrays: no difference).
         record: record the gradient itself, so that it can be used in further taped computations and differentiated.
 
@@ -78,7 +78,7 @@ def compute_hessian_action(
     tape: pyadjoint.Tape | None = None,
     hessian_value: Any = None,
     *,
-    adj_value: Any = 1.0,
+    adj_value: Any = None,
 ) -> Any:
     """Return the derivative of the gradient of a value in a direction of the controls.
 
@@ -88,7 +88,7 @@ def compute_hessian_action(
         m_dot: one direction per control.
         tape: the tape; None for the working one.
         hessian_value: second cotangent of ``J`` to start from; None for zero.
-        adj_value: cotangent of ``J``, held fixed.
+        adj_value: cotangent of ``J``, held fixed; None for 1, which only a real scalar takes.
 
     Returns:
         One Hessian action per control, unlisted if a single control was given.
@@ -100,6 +100,7 @@ def compute_hessian_action(
         [6.0, 0.0]
     """
     rf = ReducedFunction(J, m, tape)
+    adj_value = rf._unit_seed() if adj_value is None else adj_value
     if hessian_value is None:
         return rf.hess_action(m_dot, adj_value)
     directions = rf._checked(m_dot, rf._controls, "directions")

@@ -52,6 +52,9 @@ class Engine:
     name: str = ""
     # Whether compile() traces a function once, which ``jit=False`` may switch off; where it only guards, it stays on.
     traces = False
+    # Whether derivatives are taken of the traced function also where ``jit=False``, since what leaves the engine on the
+    # way would be dropped without a word otherwise.
+    traces_derivatives = False
     array_types: tuple[type, ...] = ()
     holds: str = ""
 
@@ -133,6 +136,27 @@ class Engine:
     def jvp_of(self, f: Map, n: int) -> Map:
         """Return the map ``((*x, *dx), c) -> (*y, *dy)`` with ``dy = J(x) dx``; a map of this engine again."""
         raise NotDifferentiableError(f"The engine {self.name!r} has no derivative rules (jvp_of).")
+
+    def batch_of(self, f: Map, batched: Sequence[bool]) -> Map:
+        """Return ``f`` over a leading axis of the inputs that are marked, and of all outputs; a map of this engine again.
+
+        An engine that can do the whole axis at once overrides this loop.
+        """
+        getitem, stack = self.function("getitem"), self.function("stack")
+        if getitem is None or stack is None:
+            raise NotDifferentiableError(
+                f"The engine {self.name!r} has no batch_of, and no 'getitem' and 'stack' to loop."
+            )
+
+        def loop(x: Arrays, c: Arrays) -> Arrays:
+            size = self.aval(next(a for a, marked in zip(x, batched, strict=True) if marked)).shape[0]
+            results = [
+                f(tuple([getitem(a, k) if marked else a for a, marked in zip(x, batched, strict=True)]), c)
+                for k in range(size)
+            ]
+            return tuple([stack(list(outputs)) for outputs in zip(*results, strict=True)])
+
+        return loop
 
     def compile(self, f: Map, avals: Sequence[Aval]) -> Map:
         """Return ``f`` prepared for repeated calls on concrete arrays; ``avals`` describe the original function's."""

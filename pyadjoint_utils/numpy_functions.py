@@ -23,6 +23,11 @@ from pyadjoint_utils.errors import (
 
 # Ufunc methods that have a function of their own.
 _REDUCTIONS = {"add": "sum", "multiply": "prod", "maximum": "max", "minimum": "min"}
+# Functions whose first argument is a sequence of arrays.
+_OF_SEQUENCES = {
+    *("stack", "concatenate", "concat", "hstack", "vstack", "dstack", "column_stack", "block"),
+    "broadcast_arrays",
+}
 _ACCUMULATIONS = {"add": "cumsum", "multiply": "cumprod"}
 # Names that NumPy spells in two ways; the engines are asked for the left one.
 _ALIASES = {
@@ -104,13 +109,13 @@ def differentiator(value: Any) -> Engine:
 
 def call_numpy(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> Any:
     """Record a NumPy function; the leftmost array's engine runs it."""
-    from pyadjoint_utils.overloading import running_engine
+    from pyadjoint_utils.overloading import running_engine, running_name
 
     first = next((leaf for leaf in leaves if isinstance(leaf, ArrayFunctions)), None)
     engine = get_engine("autograd") if first is None else differentiator(first)
     if running_engine() is not None:
         raise CapturedValueError(
-            f"numpy.{name} inside an overloaded function met a taped value that was not passed to the function; "
+            f"numpy.{name} inside the overloaded function {running_name()!r} met a taped value that was not passed to the function; "
             "its derivative would be lost. Pass it as an argument."
         )
     return recorded_function(engine, name)(*args, **kwargs)
@@ -131,6 +136,7 @@ def call_ufunc(ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: di
             "Write numpy.where(mask, y, x), or y.astype(dtype)."
         )
     kwargs = {key: value for key, value in kwargs.items() if key not in ("where", "dtype")}
+    inputs = tuple([_array_like(x) if isinstance(x, (list, tuple)) else x for x in inputs])
     name = _ALIASES.get(ufunc.__name__, ufunc.__name__)
     if method == "accumulate" and ufunc.__name__ in _ACCUMULATIONS:
         (x,) = inputs
@@ -168,6 +174,7 @@ def call_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         raise ImmutableError(f"numpy.{name} cannot write into out=: values on the tape are immutable.")
     prefix = module.partition("numpy.")[2]
     full = f"{prefix}.{name}" if prefix in ("linalg", "fft") else _ALIASES.get(name, name)
+    args = _without_taped_lists(name, args)
     if name == "clip":
         kwargs = {{"a_min": "min", "a_max": "max"}.get(k, k): v for k, v in kwargs.items()}
     if name == "take":
@@ -175,6 +182,26 @@ def call_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     leaves: list[Any] = []
     _collect((args, kwargs), leaves)
     return call_numpy(full, args, {k: v for k, v in kwargs.items() if v is not np._NoValue}, leaves)
+
+
+def _array_like(value: Any) -> Any:
+    """Return a nested list as an array; what is taped in it is stacked, which records."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    if not _has_taped(value):
+        return np.asarray(value)
+    return np.stack([_array_like(item) for item in value])
+
+
+def _has_taped(tree: Any) -> bool:
+    return any(map(_has_taped, tree)) if isinstance(tree, (list, tuple)) else isinstance(tree, OverloadedType)
+
+
+def _without_taped_lists(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Stack lists that hold taped values: an engine would make an array of objects of them, and drop the derivative."""
+    if name in _OF_SEQUENCES and args and isinstance(args[0], (list, tuple)):
+        return [_array_like(item) for item in args[0]], *args[1:]
+    return tuple([_array_like(arg) if isinstance(arg, (list, tuple)) and _has_taped(arg) else arg for arg in args])
 
 
 def _collect(tree: Any, leaves: list[Any]) -> None:
@@ -230,7 +257,7 @@ def _binary(ufunc: np.ufunc) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def _is_operand(other: Any) -> bool:
-    if isinstance(other, (ArrayFunctions, AdjFloat, int, float, complex, np.ndarray, np.generic)):
+    if isinstance(other, (ArrayFunctions, AdjFloat, int, float, complex, list, tuple, np.ndarray, np.generic)):
         return True
     return hasattr(other, "__dlpack__") or hasattr(other, "__array__")
 

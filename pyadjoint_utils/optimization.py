@@ -180,7 +180,8 @@ def minimize(
     from scipy import optimize  # imported where it is used: it costs 0.1 s
 
     if not isinstance(rf, (ReducedFunctional, ReducedFunction)):
-        raise ArgumentTypeError(f"minimize takes a ReducedFunctional; got {type(rf).__name__}.")
+        given = f"{type(rf).__module__.partition('.')[0]}.{type(rf).__name__}"
+        raise ArgumentTypeError(f"minimize takes a pyadjoint_utils.ReducedFunctional; got {given}.")
     name = method.lower()
     if name not in _METHODS:
         raise ArgumentValueError(f"minimize has no method {method!r}. It knows SciPy's: {', '.join(sorted(_METHODS))}.")
@@ -365,8 +366,9 @@ class _Problem:
 
     def finish(self, result: Any, *, constrained: bool) -> Any:
         if not result.success and not self._stopped:
+            reason = str(result.message).rstrip(".")
             warnings.warn(
-                f"The optimizer did not converge: {result.message} The best iterate is returned, with the functional "
+                f"The optimizer did not converge: {reason}. The best iterate is returned, with the functional "
                 f"{self._best[0]:.6g}.",
                 NotConvergedWarning,
                 stacklevel=4,
@@ -387,9 +389,14 @@ class _Problem:
         from scipy.optimize import Bounds
 
         if bounds is not None and not isinstance(bounds, Bounds):
-            if len(bounds) != 2:
-                raise ArgumentValueError(f"bounds must be (lower, upper); got {len(bounds)} entries.")
+            if not isinstance(bounds, (list, tuple, np.ndarray)) or len(bounds) != 2:
+                raise ArgumentValueError(f"bounds must be (lower, upper); got {bounds!r}.")
             bounds = Bounds(*[self._limit(side, k) for k, side in enumerate(bounds)])
+            if np.any(bounds.lb > bounds.ub) or np.array_equal(bounds.lb, bounds.ub):
+                raise ArgumentValueError(
+                    f"bounds leave no room: lower is {bounds.lb.tolist()} and upper {bounds.ub.tolist()}. They are "
+                    "(lower, upper) for all numbers, not one pair for each number."
+                )
         self._limits = bounds
         return bounds
 

@@ -33,6 +33,7 @@ class _Running(threading.local):
 
     def __init__(self) -> None:
         self.engines: list[Engine] = []
+        self.names: list[str] = []
 
 
 _running = _Running()
@@ -41,6 +42,11 @@ _running = _Running()
 def running_engine() -> Engine | None:
     """Return the engine whose overloaded function runs in this thread, or None."""
     return _running.engines[-1] if _running.engines else None
+
+
+def running_name() -> str:
+    """Return the name of the overloaded function that runs in this thread."""
+    return _running.names[-1] if _running.names else ""
 
 
 class Overloaded:
@@ -78,7 +84,18 @@ class Overloaded:
         self.checkpoint, self.jit = checkpoint, jit
         self.pointwise, self.out_pointwise = pointwise, out_pointwise
         self.static_numbers = static_numbers
-        self._positions = _parameter_positions(function)
+        self._positions, takes_any_name = _parameter_positions(function)
+        unknown = sorted(set(self.static_argnames) - set(self._positions))
+        if unknown and not takes_any_name:
+            raise ArgumentValueError(
+                f"{self.name}: static_argnames names {unknown[0]!r}, but the function has the parameters "
+                f"{', '.join(self._positions) or '(none)'}."
+            )
+        both = sorted(set(self.argnums or ()) & set(self.static_argnums))
+        if both:
+            raise ArgumentValueError(
+                f"{self.name}: argument {both[0]} is both in argnums and static: it cannot be both."
+            )
         self._prepared: dict[Any, _Prepared] = {}
         update_wrapper(self, function, updated=())
 
@@ -173,6 +190,15 @@ class Overloaded:
             elif (owner := owner_of(np.asarray(leaf) if isinstance(leaf, np.generic) else leaf)) is not None:
                 array = np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
                 aval = owner.aval(array)
+                if owner.is_tracer(leaf):
+                    raise self._error(
+                        args,
+                        kwargs,
+                        i,
+                        leaf,
+                        f"belongs to {owner.name}'s own differentiation, which a function of {engine.name} would cut off",
+                        f"wrap it with array(...) to differentiate it on the tape, or detach it in {owner.name}",
+                    )
                 constant.append(i)
                 constants.append(convert(owner.copy(array) if keep else array, engine))
             else:
@@ -276,8 +302,8 @@ class Overloaded:
             return
         listed = ", ".join(f"{argument_path(self.engine, args, kwargs, i)} is {floats[i]}" for i in sorted(floats))
         raise ArgumentTypeError(
-            f"{self.name}: {self.engine.name} refuses to mix precisions here: {listed}. Cast one of them first, for example "
-            f"x.astype('float64'). ({self.engine.name} says: {str(error).splitlines()[0]})"
+            f"{self.name}: {self.engine.name} refuses to mix precisions here: {listed}. Cast one of them first, "
+            f"for example x.astype('float64'). ({self.engine.name} says: {str(error).splitlines()[0]})"
         ) from error
 
     def _error(self, args: Any, kwargs: Any, i: int, leaf: Any, rule: str, remedy: str) -> ArgumentTypeError:
@@ -332,10 +358,12 @@ class _Prepared:
                 filled[i] = array
             args, kwargs = engine.unflatten(structure, filled)
             _running.engines.append(engine)
+            _running.names.append(self.name)
             try:
                 result = user_function(*args, **kwargs)
             finally:
                 _running.engines.pop()
+                _running.names.pop()
             outputs, self.out_structure = engine.flatten(result)
             return tuple([self._output(k, leaf) for k, leaf in enumerate(outputs)])
 
@@ -520,13 +548,16 @@ def _marked(engine: Engine, tree: Any, mark: bool) -> Any:
     return engine.unflatten(structure, [mark] * len(leaves))
 
 
-def _parameter_positions(function: Callable[..., Any]) -> dict[str, int]:
+def _parameter_positions(function: Callable[..., Any]) -> tuple[dict[str, int], bool]:
+    """Return the positions of a function's named parameters, and whether there may be others."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
-        return {}
-    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return {p.name: k for k, p in enumerate(parameters) if p.kind in named}
+        return {}, True
+    kinds = inspect.Parameter
+    positional = [p.name for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    others = any(p.kind in (kinds.VAR_KEYWORD, kinds.VAR_POSITIONAL, kinds.KEYWORD_ONLY) for p in parameters)
+    return {name: k for k, name in enumerate(positional)}, others
 
 
 def _hashable(leaf: Any) -> Any:

@@ -27,7 +27,7 @@ from pyadjoint_utils.variable import entered
 def recorded_gradient(J: Any, m: Any, tape: pyadjoint.Tape | None, adj_value: Any) -> Any:
     """Record the gradient of ``J`` on the tape and return it; see :func:`compute_gradient`."""
     rf = ReducedFunction(J, m, tape)
-    seeds = rf._checked(adj_value, rf._outputs, "seeds")
+    seeds = rf._checked(rf._unit_seed() if adj_value is None else adj_value, rf._outputs, "seeds")
     with _Recording(rf):
         adjoints: dict[Any, Any] = {}
         for output, seed in zip(rf.outputs, seeds, strict=True):

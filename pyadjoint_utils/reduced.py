@@ -12,7 +12,12 @@ from pyadjoint.reduced_functional import AbstractReducedFunctional
 from pyadjoint.tape import no_annotations, stop_annotating
 
 from pyadjoint_utils.control import Control, checked_value
-from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
+from pyadjoint_utils.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    NotDifferentiableError,
+    StaleTapeError,
+)
 from pyadjoint_utils.plan import Plan
 from pyadjoint_utils.tapes import STALE, state_of, working_tape
 from pyadjoint_utils.values import ndarray
@@ -78,6 +83,7 @@ class ReducedFunction(AbstractReducedFunctional):
         self._outputs = Enlist(outputs)
         self._controls = Enlist(controls)
         self._inputs = Enlist(inputs)
+        self._said: set[int] = set()  # controls of which it was said that nothing depends on them
         for k, output in enumerate(self._outputs):
             if not isinstance(output, OverloadedType):
                 raise ArgumentTypeError(
@@ -94,6 +100,7 @@ class ReducedFunction(AbstractReducedFunctional):
                 raise ArgumentTypeError(f"inputs[{k}] must be a value of the tape; got {type(value).__name__}.")
         if not self._controls:
             raise ArgumentValueError("A reduced function needs at least one control.")
+        self._check_recorded()
         self._variables = [value.block_variable for value in (*self._controls, *self._inputs)]
         if len(set(self._variables)) != len(self._variables):
             raise ArgumentValueError("The same value stands twice among controls and inputs; name it once.")
@@ -109,6 +116,9 @@ class ReducedFunction(AbstractReducedFunctional):
         self._point: list[Any] | None = None
         self._updates: dict[Any, Any] = {}  # Control.update's values at that evaluation
         self._start = [_current(bv) for bv in self._variables]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self._outputs)} output(s), controls={list(self._controls)!r})"
 
     # The function ------------------------------------------------------------------------------------------------------
 
@@ -206,14 +216,14 @@ class ReducedFunction(AbstractReducedFunctional):
     # The names that Pyadjoint's solvers use ------------------------------------------------------------------------------
 
     @no_annotations
-    def derivative(self, adj_input: Any = 1.0, apply_riesz: bool = False) -> Any:
-        """Return ``J^H adj_input``; the gradient of a single scalar output where nothing is given.
+    def derivative(self, adj_input: Any = None, apply_riesz: bool = False) -> Any:
+        """Return ``J^H adj_input``; the gradient of a single real scalar output where nothing is given.
 
         Args:
             adj_input: a cotangent of the outputs.
             apply_riesz: ignored for arrays, whose gradient is the derivative; passed to the controls of other types.
         """
-        result = Enlist(self.adj_jac_action(adj_input))
+        result = Enlist(self.adj_jac_action(self._unit_seed() if adj_input is None else adj_input))
         if apply_riesz:
             result = Enlist([_riesz(c, value) for c, value in zip(self._controls, result, strict=True)])
         return self._controls.delist(list(result))
@@ -236,7 +246,7 @@ class ReducedFunction(AbstractReducedFunctional):
             apply_riesz: as for :meth:`derivative`.
         """
         directions = self._checked(m_dot, self._controls, "directions")
-        seeds = self._checked(1.0, self._outputs, "seeds")
+        seeds = self._checked(self._unit_seed(), self._outputs, "seeds")
         second = None if hessian_input is None else self._checked(hessian_input, self._outputs, "hessian_input")
         values = self._values()
         self.hess_action_cb_pre(values)
@@ -268,6 +278,17 @@ class ReducedFunction(AbstractReducedFunctional):
             outputs = [y.block_variable for y in self._outputs]
             plan = self._plans[others] = Plan(self.tape, outputs, controls, [*inputs, *others])
         return plan
+
+    def _check_recorded(self) -> None:
+        known = {control.block_variable for control in self._controls}
+        for block in self.tape.get_blocks():
+            known.update(block.get_outputs(), block.get_dependencies())
+        for k, output in enumerate(self._outputs):
+            if output.block_variable not in known:
+                raise StaleTapeError(
+                    f"outputs[{k}] was not recorded on this tape, so that its derivative would be zero. Compute it while "
+                    "annotation is on and this tape is the working tape, or name the tape that it was recorded on (tape=)."
+                )
 
     def _last_point(self) -> list[Any]:
         """Values of controls and inputs at the last evaluation; before the first, those that the tape had."""
@@ -355,12 +376,23 @@ class ReducedFunction(AbstractReducedFunctional):
             if seed is not None:
                 getattr(output.block_variable, add)(_seed(seed))
 
-    def _derivative(self, plan: Plan, control: Control, value: Any) -> Any:
-        if value is None and not plan.depends(control.block_variable):
-            _log.warning(
-                "The outputs do not depend on control %d: its derivative is exactly zero.",
-                self._controls.index(control),
+    def _unit_seed(self) -> float:
+        """The seed of a gradient, which only a real scalar has."""
+        output = self._outputs[0]
+        if len(self._outputs) > 1 or (isinstance(output, ndarray) and (output.size != 1 or output.dtype.kind == "c")):
+            shapes = [output.aval if isinstance(output, ndarray) else type(output).__name__ for output in self._outputs]
+            raise NotDifferentiableError(
+                f"Only a real scalar has a gradient; the output is {', '.join(map(str, shapes))}. Reduce it to one real "
+                "number, such as x.sum() or abs(z)**2, or give a cotangent of its shape: derivative(adj_input), "
+                "adj_jac_action(adj), hess_action(m_dot, adj)."
             )
+        return 1.0
+
+    def _derivative(self, plan: Plan, control: Control, value: Any) -> Any:
+        k = self._controls.index(control)
+        if value is None and k not in self._said and not plan.depends(control.block_variable):
+            self._said.add(k)
+            _log.warning("The outputs do not depend on controls[%d], %r: its derivative is exactly zero.", k, control)
         return _result(control.control, value)
 
     # Arguments ---------------------------------------------------------------------------------------------------------
@@ -370,7 +402,11 @@ class ReducedFunction(AbstractReducedFunctional):
         if len(given) != len(likes):
             raise ArgumentValueError(
                 f"{what} must have one entry for each of the {len(likes)} {_OF[what]}; got {len(given)}. "
-                f"Give a list of {len(likes)}."
+                + (
+                    "Give the value itself; numbers in a list are an array only inside of numpy.array([...])."
+                    if len(likes) == 1
+                    else f"Give a list of {len(likes)}."
+                )
             )
         return [
             None if optional and value is None else checked_value(getattr(like, "control", like), value, f"{what}[{k}]")
@@ -468,6 +504,9 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
         )
         self._controls = self._function._controls
 
+    def __repr__(self) -> str:
+        return f"ReducedFunctional({self.functional!r}, controls={list(self.controls)!r})"
+
     @no_annotations
     def __call__(self, values: Any, inputs: Any = None) -> Any:
         """Evaluate at control values; as :meth:`ReducedFunction.__call__`, times ``scale``."""
@@ -478,12 +517,13 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
         return value
 
     @no_annotations
-    def derivative(self, adj_input: Any = 1.0, apply_riesz: bool = False) -> Any:
+    def derivative(self, adj_input: Any = None, apply_riesz: bool = False) -> Any:
         """Return the derivative at the last evaluation's point; as :meth:`ReducedFunction.derivative`, times ``scale``."""
         values = list(Enlist(self._function._values()))
         controls = self.derivative_cb_pre(self.controls)
         if not controls:
             raise ArgumentValueError("derivative_cb_pre must return the list of controls to differentiate by.")
+        adj_input = self._function._unit_seed() if adj_input is None else adj_input
         (seed,) = self._function._checked(adj_input, self._function._outputs, "seeds")
         results = dict(zip(map(id, self.controls), self._function._adjoint([self._scaled(seed)]), strict=True))
         derivatives = [_riesz(c, results[id(c)]) if apply_riesz else results[id(c)] for c in controls]
@@ -501,7 +541,7 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
         values = function._values()
         self.hessian_cb_pre(values)
         directions = function._checked(m_dot, function._controls, "directions")
-        (seed,) = function._checked(1.0, function._outputs, "seeds")
+        (seed,) = function._checked(function._unit_seed(), function._outputs, "seeds")
         second = None
         if hessian_input is not None:
             second = [self._scaled(*function._checked(hessian_input, function._outputs, "hessian_input"))]

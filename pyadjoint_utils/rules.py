@@ -46,15 +46,16 @@ class Rules:
         """Positions of the outputs that pass a derivative."""
         return tuple([k for k, aval in enumerate(self.outputs) if aval.differentiable])
 
-    def prepare(self, f: Map) -> Map:
+    def prepare(self, f: Map, *, derivative: bool = True) -> Map:
         """Return a map of this function's arrays ready for repeated calls, compiled if this function is."""
-        return (self.engine.compile if self.compiled else self.engine.run)(f, self.inputs)
+        compiled = self.compiled or (derivative and self.engine.traces_derivatives)
+        return (self.engine.compile if compiled else self.engine.run)(f, self.inputs)
 
     @cached_property
     def value(self) -> Map:
         """The function itself, as a map without differentiated inputs: ``value((), (*dependencies, *constants))``."""
         function = self.function
-        return self.prepare(lambda x, c: function(c))
+        return self.prepare(lambda x, c: function(c), derivative=False)
 
     def at(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> "LocalRules":
         """Return the rules between some of the dependencies and some of the outputs."""
@@ -121,6 +122,26 @@ class LocalRules:
         function and the propagated second adjoint.
         """
         return self.rules.prepare(self.rules.engine.jvp_of(self.vjp_map, self.n + self.m))
+
+    @cached_property
+    def batched_jvp(self) -> Map:
+        """The tangent over a leading axis of ``dx``."""
+        return self._batched(self.jvp_map, [False] * self.n + [True] * self.n)
+
+    @cached_property
+    def batched_vjp(self) -> Map:
+        """The adjoint over a leading axis of ``yb``."""
+        return self._batched(self.vjp_map, [False] * self.n + [True] * self.m)
+
+    @cached_property
+    def batched_hvp(self) -> Map:
+        """The derivative of the adjoint, ``dxb`` alone, over a leading axis of ``dx`` and ``dyb``."""
+        both, n = self.rules.engine.jvp_of(self.vjp_map, self.n + self.m), self.n
+        fixed, moving = [False] * (self.n + self.m), [True] * (self.n + self.m)
+        return self._batched(lambda x, c: both(x, c)[n:], fixed + moving)
+
+    def _batched(self, f: Map, batched: Sequence[bool]) -> Map:
+        return self.rules.prepare(self.rules.engine.batch_of(f, batched))
 
     def _derived(self, f: Map, seeds: Sequence[Aval], kind: str) -> Rules:
         rules, n = self.rules, self.n

@@ -92,6 +92,9 @@ class ndarray(ArrayFunctions, OverloadedType):
 
     _ad_str = property(__repr__)
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec and self.size == 1 else format(repr(self), spec)
+
     # Leaving the tape --------------------------------------------------------------------------------------------------
 
     def numpy(self) -> np.ndarray:
@@ -149,7 +152,9 @@ class ndarray(ArrayFunctions, OverloadedType):
 
     def __bool__(self) -> bool:
         if self.size != 1:
-            raise ArgumentValueError(f"The truth value of an array with {self.size} elements is ambiguous.")
+            raise ArgumentValueError(
+                f"The truth value of an array with {self.size} elements is ambiguous. Write x.numpy().any() or .all()."
+            )
         return bool(self.numpy().item())
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -312,6 +317,8 @@ def _make(obj: Any, dtype: Any, *, copy: bool) -> ndarray:
         data = _numbers(obj)
         return ndarray(data if dtype is None else data.astype(dtype, copy=False))
     value = np.asarray(obj) if engine.name == "numpy" else obj
+    if engine.name == "numpy":
+        _check_numbers(value, obj)
     value = engine.copy(value) if copy else value
     if dtype is not None and engine.aval(value).dtype != np.dtype(dtype):
         value = engine.cast(value, np.dtype(dtype))
@@ -333,12 +340,16 @@ def _numbers(obj: Any) -> np.ndarray:
         data = np.array(obj)
     except (ValueError, TypeError) as error:
         raise ArgumentTypeError(f"array() takes an array of numbers; got {type(obj).__name__}: {error}") from error
-    if data.dtype.kind not in "biufc" and data.dtype.kind != "V":
+    _check_numbers(data, obj)
+    return data
+
+
+def _check_numbers(data: np.ndarray, obj: Any) -> None:
+    if data.dtype.kind not in "biufcV":
         raise ArgumentTypeError(
             f"array() takes an array of numbers; got {type(obj).__name__} with dtype {data.dtype}. "
             "Strings, objects and None stay ordinary arguments."
         )
-    return data
 
 
 NUMPY_CLASSES = (np.ndarray, np.float64, np.float32, np.float16, np.complex128, np.complex64)

@@ -13,7 +13,7 @@ from pyadjoint.tape import no_annotations
 
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.control import checked_value
-from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
+from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, MissingEngineError
 from pyadjoint_utils.reduced import ReducedFunction, ReducedFunctional
 from pyadjoint_utils.values import ndarray
 
@@ -135,6 +135,10 @@ class _Probe:
     """A function along a line: values, slope and curvature as plain numbers or flat vectors."""
 
     def __init__(self, J: Any, m: Any, h: Any, v: Any, epsilons: Sequence[float] | None) -> None:
+        if not hasattr(J, "controls"):
+            raise ArgumentTypeError(
+                f"A Taylor test takes a reduced function; got {type(J).__name__}. Write ReducedFunctional(J, Control(m))."
+            )
         self.J, self._size = J, 0.0
         controls = list(J.controls)
         self._delist = J.controls.delist if isinstance(J.controls, Enlist) else Enlist(m).delist
@@ -363,10 +367,15 @@ class Verification:
             The axes.
 
         Raises:
-            ImportError: matplotlib is not installed (the extra ``plot``).
+            MissingEngineError: matplotlib is not installed (the extra ``plot``).
         """
         if ax is None:
-            import matplotlib.pyplot as plt
+            try:
+                import matplotlib.pyplot as plt
+            except ModuleNotFoundError as error:
+                raise MissingEngineError(
+                    "plot() needs matplotlib. Install it with: pip install 'pyadjoint-utils[plot]'"
+                ) from error
 
             _, ax = plt.subplots()
         for k, residuals in self.residuals.items():

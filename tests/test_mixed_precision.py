@@ -9,7 +9,9 @@ def test_precisions_that_an_engine_does_not_promote_are_named(engine):
     pytest.importorskip(engine)
     product = overload(lambda w, x: w["kernel"] @ x, engine, name="layer")
     single, double = array(np.ones((2, 2), np.float32)), array(np.ones((2, 2)))
-    with pytest.raises(ArgumentTypeError, match=r"layer: .*args\[0\]\['kernel'\] is float32\[2,2\], args\[1\] is float64"):
+    with pytest.raises(
+        ArgumentTypeError, match=r"layer: .*args\[0\]\['kernel'\] is float32\[2,2\], args\[1\] is float64"
+    ):
         product({"kernel": single}, double)
     assert len(get_working_tape().get_blocks()) == 0
     assert product({"kernel": single.astype("float64")}, double).dtype == np.float64

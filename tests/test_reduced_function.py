@@ -238,7 +238,7 @@ def test_an_independent_control_is_exactly_zero_and_said(caplog):
     gradient = rf.derivative()[1]
     assert asnumpy(gradient).tolist() == [0.0, 0.0]
     assert (gradient.engine, gradient.dtype) == ("toy", np.float64)
-    assert "control 1" in caplog.text
+    assert "controls[1]" in caplog.text
     assert asnumpy(rf.hessian([toy(A), toy(B)])[1]).tolist() == [0.0, 0.0]
 
 

@@ -193,13 +193,22 @@ def test_runs_inside_the_users_own_tf_function_and_overloaded_function():
     assert float(ReducedFunction(outer(x), Control(x)).adj_jac_action(array(1.0))) == 12.0
 
 
-def test_jit_false_runs_eagerly():
+def test_jit_false_evaluates_eagerly_and_traces_derivatives():
     seen = []
     f = overload_tensorflow(lambda x: (seen.append(tf.executing_eagerly()), x**3)[1], jit=False)
     x = array(2.0)
     rf = ReducedFunction(f(x), Control(x))
-    assert float(rf.hess_action(array(1.0), array(1.0))) == 12.0
-    assert all(seen)
+    assert rf(array(3.0)).item() == 27.0
+    assert seen == [True, True]
+    assert float(rf.hess_action(array(1.0), array(1.0))) == 18.0
+    assert seen[-1] is False
+
+
+def test_a_number_taken_out_of_an_eager_tensor_is_no_silent_zero():
+    x = array([0.3, 0.7])
+    rf = ReducedFunction(overload_tensorflow(lambda v: v * v[0].numpy(), jit=False)(x), Control(x))
+    with pytest.raises((AttributeError, NotImplementedError)):
+        rf.jac_action(x)
 
 
 # Arrays in and out -------------------------------------------------------------------------------------------------------
