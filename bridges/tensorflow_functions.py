@@ -165,7 +165,7 @@ def _fft(transform: Callable[..., Any], inverse: bool) -> Callable[..., Any]:
         x = x if x.dtype.is_floating or x.dtype.is_complex else tf.cast(x, tf.float64)
         moved = _resized(tnp.moveaxis(_complex(x), axis, -1), n)
         factor = _fft_factor(norm, moved.shape[-1], inverse)
-        return tnp.moveaxis(transform(moved) * tf.cast(factor, moved.dtype), -1, axis)
+        return tnp.moveaxis(transform(moved) * tf.constant(factor, moved.dtype), -1, axis)
 
     return call
 
@@ -197,6 +197,20 @@ def _over_axes(transform: Callable[..., Any], default: Sequence[int] | None) -> 
     return call
 
 
+def _take(x: Any, indices: Any, axis: int | None = None) -> Any:
+    """tnp.take clips positions; NumPy counts negative ones from the end."""
+    if axis is None:
+        return _getitem(tf.reshape(x, (-1,)), indices)
+    return _getitem(x, (slice(None),) * (axis % len(x.shape)) + (indices,))
+
+
+def _lower(a: Any) -> Any:
+    """The matrix of which NumPy reads the lower triangle alone: TensorFlow's derivative is that of a symmetric one."""
+    low = tf.linalg.set_diag(tf.linalg.band_part(a, -1, 0), tf.zeros_like(tf.linalg.diag_part(a)))
+    diagonal = tf.linalg.diag(tf.linalg.diag_part(a))
+    return low + tf.linalg.adjoint(low) + (0.5 * (diagonal + tf.linalg.adjoint(diagonal)))
+
+
 _FFT, _IFFT = _fft(tf.signal.fft, False), _fft(tf.signal.ifft, True)
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "getitem": _getitem,
@@ -211,7 +225,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "linalg.pinv": tf.linalg.pinv,
     "linalg.det": tf.linalg.det,
     "linalg.slogdet": _only_real("slogdet", tf.linalg.slogdet),
-    "linalg.cholesky": tf.linalg.cholesky,
+    "take": _take,
+    "linalg.cholesky": lambda a: tf.linalg.cholesky(_lower(a)),
     "linalg.eigh": lambda x: (_real((pair := tf.linalg.eigh(x))[0]), pair[1]),
     "linalg.eigvalsh": lambda x: _real(tf.linalg.eigvalsh(x)),
     "linalg.norm": _norm,

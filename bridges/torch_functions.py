@@ -137,6 +137,28 @@ def _along(f: Callable[..., Any], many: bool) -> Callable[..., Any]:
     return lambda x, n=None, axis=-1, norm=None: f(x, n, axis, norm)
 
 
+def _lower(a: torch.Tensor) -> torch.Tensor:
+    """The matrix of which NumPy reads the lower triangle alone: torch's derivatives are those of a symmetric one."""
+    low = torch.tril(a, -1)
+    diagonal = torch.diag_embed(torch.diagonal(a, dim1=-2, dim2=-1).real.to(a.dtype))
+    return low + diagonal + low.mH
+
+
+def _triangle(f: Callable[..., Any]) -> Callable[..., Any]:
+    def call(a: torch.Tensor, UPLO: str = "L") -> Any:
+        return f(_lower(a if UPLO == "L" else a.mH))
+
+    return call
+
+
+def _svd(a: torch.Tensor, full_matrices: bool = True) -> tuple[torch.Tensor, ...]:
+    if full_matrices and a.shape[-1] != a.shape[-2]:
+        raise ArgumentValueError(
+            "torch gives no derivative of the full svd of a matrix that is not square. Write full_matrices=False."
+        )
+    return tuple(torch.linalg.svd(a, full_matrices))
+
+
 _SAME = """
     negative positive exp exp2 expm1 log log2 log10 log1p sqrt square reciprocal sin cos tan arcsin arccos arctan sinh cosh
     tanh arcsinh arccosh arctanh deg2rad rad2deg floor ceil trunc isnan isinf isfinite signbit sinc i0 logical_not real conj
@@ -144,7 +166,7 @@ _SAME = """
     logaddexp logaddexp2 copysign heaviside less less_equal greater greater_equal not_equal logical_and logical_or
     logical_xor bitwise_and bitwise_or bitwise_xor where zeros_like ones_like broadcast_to hstack vstack
     """.split()
-_LINALG = "inv det cholesky eigvalsh eigvals matrix_power".split()
+_LINALG = "inv det eigvals matrix_power".split()
 _FFT = "fft ifft rfft irfft hfft ihfft".split()
 _FFTN = "fftn ifftn rfftn irfftn".split()
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -214,9 +236,11 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "linalg.solve": _solve,
     "linalg.norm": lambda x, ord=None, axis=None, keepdims=False: torch.linalg.norm(x, ord, axis, keepdims),
     "linalg.slogdet": lambda a: tuple(torch.linalg.slogdet(a)),
-    "linalg.eigh": lambda a, UPLO="L": tuple(torch.linalg.eigh(a, UPLO)),
+    "linalg.cholesky": lambda a: torch.linalg.cholesky(_lower(a)),
+    "linalg.eigvalsh": _triangle(torch.linalg.eigvalsh),
+    "linalg.eigh": _triangle(lambda a: tuple(torch.linalg.eigh(a))),
     "linalg.eig": lambda a: tuple(torch.linalg.eig(a)),
-    "linalg.svd": lambda a, full_matrices=True: tuple(torch.linalg.svd(a, full_matrices)),
+    "linalg.svd": _svd,
     "linalg.qr": lambda a, mode="reduced": tuple(torch.linalg.qr(a, mode)),
     "linalg.pinv": torch.linalg.pinv,
 }  # fmt: skip

@@ -72,6 +72,7 @@ class EngineBlock(Block):
     def recompute(self, markings: bool = False) -> None:
         """``y = g(x)`` at the tape's current x."""
         y = self.rules.value((), (*self.primals(), *self.constants))
+        self.rules.check(y)
         for bv, value in zip(self._outputs, y, strict=True):
             bv.checkpoint = value
 

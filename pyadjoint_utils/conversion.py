@@ -72,6 +72,13 @@ def _record(source: Any, target: OverloadedType) -> Any:
     return target
 
 
+def copied(x: Any) -> ndarray:
+    """Return a recorded copy of an array or an AdjFloat as an array."""
+    if isinstance(x, ndarray):
+        return _record(x, ndarray(x._engine.copy(x._value), x._engine))
+    return _record(x, ndarray(np.asarray(float(x))))
+
+
 def _to_engine(x: Any, name: str) -> ndarray:
     engine = get_engine(name)
     source = x if isinstance(x, (ndarray, AdjFloat)) else array(x)

@@ -26,7 +26,8 @@ def compute_gradient(
         tape: the tape; None for the working one.
         adj_value: cotangent of ``J``; None for 1, which only a real scalar takes.
         apply_riesz: apply the controls' Riesz maps (arrays: no difference).
-        record: record the gradient itself, so that it can be used in further taped computations and differentiated.
+        record: record the gradient itself, at the values that the program recorded, so that it can be used in further
+            taped computations and differentiated.
 
     Returns:
         One gradient per control, unlisted if a single control was given.

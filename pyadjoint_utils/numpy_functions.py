@@ -74,6 +74,8 @@ _QUESTIONS = {
 }
 
 
+_WITH_NUMBERS = {"where", "clip"}
+
 # Constant almost everywhere: of an AdjFloat they may as well be plain numbers.
 _STEPS = {
     *("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"),
@@ -115,8 +117,8 @@ def call_numpy(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], leaves:
     engine = get_engine("autograd") if first is None else differentiator(first)
     if running_engine() is not None:
         raise CapturedValueError(
-            f"numpy.{name} inside the overloaded function {running_name()!r} met a taped value that was not passed to the function; "
-            "its derivative would be lost. Pass it as an argument."
+            f"numpy.{name} inside the overloaded function {running_name()!r} met a taped value that was not passed "
+            "to it; its derivative would be lost. Pass it as an argument."
         )
     return recorded_function(engine, name)(*args, **kwargs)
 
@@ -181,6 +183,13 @@ def call_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         args = (args[0], *(np.asarray(a) if isinstance(a, list) else a for a in args[1:]))
     leaves: list[Any] = []
     _collect((args, kwargs), leaves)
+    if name in _WITH_NUMBERS:  # their numbers are data: static ones would be compiled in, one program for each
+        arrays = tuple([leaf for leaf in leaves if isinstance(leaf, (ArrayFunctions, np.ndarray, np.generic))])
+        args = tuple([_array_like(a) for a in args])
+        args = tuple([_operand(a, (*arrays, a), name) if type(a) in (int, float, complex) else a for a in args])
+        kwargs = {
+            k: _operand(a, (*arrays, a), name) if type(a) in (int, float, complex) else a for k, a in kwargs.items()
+        }
     return call_numpy(full, args, {k: v for k, v in kwargs.items() if v is not np._NoValue}, leaves)
 
 
@@ -285,6 +294,16 @@ class ArrayFunctions:
     numpy: Callable[[], np.ndarray]
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The lengths of the axes."""
+        raise NotImplementedError
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        raise NotImplementedError
+
+    @property
     def dtype(self) -> np.dtype:
         """The NumPy dtype."""
         raise NotImplementedError
@@ -316,7 +335,23 @@ class ArrayFunctions:
     __neg__, __pos__, __abs__ = _unary(np.negative), _unary(np.positive), _unary(np.absolute)
 
     def __getitem__(self, index: Any) -> Any:
-        return call_numpy("getitem", (self, _index(index)), {}, [self])
+        return call_numpy("getitem", (self, self._position(_index(index))), {}, [self])
+
+    def _position(self, index: Any) -> Any:
+        """Integers as arrays, so that an engine that traces does not compile a program for each."""
+        if not differentiator(self).traces:
+            return index
+        items = index if isinstance(index, tuple) else (index,)
+        axes = self.ndim - sum(i is not None and i is not Ellipsis for i in items)
+        axis, result = 0, []
+        for i in items:
+            if type(i) is int or isinstance(i, np.integer):
+                if axis < self.ndim and not -self.shape[axis] <= i < self.shape[axis]:
+                    raise IndexError(f"index {i} is out of bounds for axis {axis} with size {self.shape[axis]}")
+                i = np.asarray(i % self.shape[axis] if axis < self.ndim else i, np.int32)
+            result.append(i)
+            axis += axes if i is Ellipsis else i is not None
+        return tuple(result) if isinstance(index, tuple) else result[0]
 
     def __round__(self, digits: int = 0) -> Any:
         return call_numpy("round", (self, digits), {}, [self])

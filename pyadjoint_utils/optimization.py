@@ -177,17 +177,53 @@ def minimize(
         >>> [round(v, 6) for v in best.tolist()]
         [1.0, 1.0]
     """
-    from scipy import optimize  # imported where it is used: it costs 0.1 s
-
     if not isinstance(rf, (ReducedFunctional, ReducedFunction)):
         given = f"{type(rf).__module__.partition('.')[0]}.{type(rf).__name__}"
         raise ArgumentTypeError(f"minimize takes a pyadjoint_utils.ReducedFunctional; got {given}.")
     name = method.lower()
     if name not in _METHODS:
         raise ArgumentValueError(f"minimize has no method {method!r}. It knows SciPy's: {', '.join(sorted(_METHODS))}.")
+    function = rf._function if isinstance(rf, ReducedFunctional) else rf
+    before = function._last_point(), function._updates
+    try:
+        return _minimized(
+            rf,
+            name,
+            scale=scale,
+            bounds=bounds,
+            constraints=constraints,
+            callbacks=[*([callback] if callback else []), *callbacks],
+            progress=progress,
+            options=options,
+            start=start,
+            tol=tol,
+            more=kwargs,
+        )
+    except BaseException:
+        function._return_to(*before)
+        raise
+
+
+def _minimized(
+    rf: Any,
+    name: str,
+    *,
+    scale: float,
+    bounds: Any,
+    constraints: Any,
+    callbacks: list[Callable[[Iteration], Any]],
+    progress: bool | None,
+    options: dict[str, Any] | None,
+    start: Any,
+    tol: float | None,
+    more: dict[str, Any],
+) -> Any:
+    from scipy import optimize  # imported where it is used: it costs 0.1 s
+
+    kwargs = dict(more)
     if start is not None:
         rf(start)
-    problem = _Problem(rf, scale, CallbackCombiner([*([callback] if callback else []), *callbacks]), progress, options)
+    problem = _Problem(rf, scale, CallbackCombiner(callbacks), progress, options)
     if name not in _WITHOUT_GRADIENT:
         kwargs.setdefault("jac", problem.gradient)
     if name in _WITH_HESSIAN:
@@ -204,7 +240,7 @@ def minimize(
             optimize.minimize,
             problem.value,
             problem.start,
-            method=method,
+            method=name,
             callback=_scipy_callback(problem, name),
             options=options or {},
             tol=tol,
@@ -246,14 +282,16 @@ class _Problem:
         self._rf, self._scale, self._callback = rf, scale, callback
         self._controls = list(rf.controls)
         self._delist = rf.controls.delist
-        function = rf._function if isinstance(rf, ReducedFunctional) else rf
+        function = self._function = rf._function if isinstance(rf, ReducedFunctional) else rf
+        self._point: Any = None
         self._last = [
             c.control._ad_restore_at_checkpoint(v) for c, v in zip(self._controls, function._last_point(), strict=False)
         ]
         self.start = self.flatten(self._last)
         self._at: np.ndarray | None = None
         self._value, self._gradient = np.nan, np.full(0, np.nan)
-        self._best: tuple[float, np.ndarray] = (np.inf, self.start)
+        self._sign = 1.0 if scale >= 0 else -1.0
+        self._best: tuple[float, np.ndarray] = (self._sign * np.inf, self.start)
         self._evaluations = 0
         self._stopped = False
         self._limits: Any = None
@@ -285,7 +323,8 @@ class _Problem:
     # What SciPy calls --------------------------------------------------------------------------------------------------
 
     def _move(self, x: np.ndarray) -> None:
-        if self._at is not None and np.array_equal(x, self._at):
+        # Callbacks and constraints may have evaluated the same function elsewhere.
+        if self._at is not None and np.array_equal(x, self._at) and self._function._point is self._point:
             return
         value = self._rf(self._delist(self.unflatten(x)))
         number = np.asarray(value.numpy() if isinstance(value, ndarray) else value)
@@ -294,10 +333,10 @@ class _Problem:
                 f"minimize needs a real scalar function; it returned {number.dtype} of shape {number.shape}. "
                 "Reduce it to one number, for example with .sum() or abs(z)**2."
             )
-        self._at, self._value = np.array(x), float(number.item())
+        self._at, self._value, self._point = np.array(x), float(number.item()), self._function._point
         self._gradient = np.full(0, np.nan)
         self._evaluations += 1
-        if self._value < self._best[0] and self._within_limits(x):
+        if self._sign * self._value < self._sign * self._best[0] and self._within_limits(x):
             self._best = (self._value, self._at)
 
     def _within_limits(self, x: np.ndarray) -> bool:
@@ -374,7 +413,7 @@ class _Problem:
                 stacklevel=4,
             )
         best = np.asarray(result.x, dtype=np.float64)
-        if not constrained and self._best[0] < np.inf:
+        if not constrained and np.isfinite(self._best[0]):
             best = self._best[1]
         result.x, result.history, result.evaluations = best, self.history, self._evaluations
         values = self.unflatten(best)

@@ -1,9 +1,12 @@
 """Turn a function of one engine into a function of taped values."""
 
+import dis
+import functools
 import inspect
 import re
 import threading
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
 from functools import update_wrapper
 from typing import Any
 
@@ -144,7 +147,8 @@ class Overloaded:
         """Classify the leaves: values on the tape, constant arrays, and what is static."""
         engine, types = self.engine, self.engine.array_types
         # A buffer that somebody else can change is copied when a Block is going to keep it.
-        keep = annotate_tape()
+        # So is one that an engine that computes asynchronously may read later.
+        keep = annotate_tape() or engine.traces
         static = self._static_leaves(args, kwargs)
         taped: list[int] = []
         constant: list[int] = []
@@ -189,6 +193,19 @@ class Overloaded:
                 constants.append(engine.copy(leaf) if keep else leaf)
             elif (owner := owner_of(np.asarray(leaf) if isinstance(leaf, np.generic) else leaf)) is not None:
                 array = np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
+                if isinstance(array, np.ndarray) and array.dtype.kind == "O":
+                    raise self._error(
+                        args, kwargs, i, leaf, "is a NumPy array of objects", "pass a list, or numpy.stack it"
+                    )
+                if owner in _running.engines and owner.is_tracer(leaf):
+                    raise self._error(
+                        args,
+                        kwargs,
+                        i,
+                        leaf,
+                        f"is being differentiated by {owner.name}, where a function of {engine.name} would cut it off",
+                        "call it outside and let the tape compose the derivatives",
+                    )
                 aval = owner.aval(array)
                 if owner.is_tracer(leaf):
                     raise self._error(
@@ -212,6 +229,7 @@ class Overloaded:
                         "cannot run",
                         "call it outside of the transformation and let the tape compose the derivatives",
                     )
+                self._refuse_hidden(args, kwargs, i, leaf)
                 statics.append((i, _hashable(leaf)))
             avals.append(aval)
         if numbers:
@@ -227,6 +245,19 @@ class Overloaded:
             tuple(statics),
         )
         return key, tuple(values), tuple(constants)
+
+    def _refuse_hidden(self, args: Any, kwargs: Any, i: int, leaf: Any) -> None:
+        for _, value in _captured(leaf, "", set(), 0):
+            if isinstance(value, OverloadedType):
+                raise self._error(
+                    args,
+                    kwargs,
+                    i,
+                    leaf,
+                    f"holds a taped value ({type(value).__name__}) where it is not "
+                    "seen, so that its derivative would be lost",
+                    "pass it in a tuple, list or dict",
+                )
 
     def _converted(self, leaf: ndarray) -> Any:
         variable = leaf._block_variable()
@@ -245,16 +276,22 @@ class Overloaded:
         constants: list[Any],
     ) -> None:
         """Python floats take the precision of the arrays beside them, float64 if there are none."""
-        kinds = [aval.dtype for aval in avals if aval is not None and aval.differentiable]
-        low = bool(kinds) and all(dtype.itemsize <= (8 if dtype.kind == "c" else 4) for dtype in kinds)
+        real: dict[np.dtype, np.dtype] = {
+            np.dtype(np.complex64): np.dtype(np.float32),
+            np.dtype(np.complex128): np.dtype(np.float64),
+        }
+        kinds: list[np.dtype] = [
+            real.get(aval.dtype, aval.dtype) for aval in avals if aval is not None and aval.differentiable
+        ]
+        precision = max(kinds, key=lambda dtype: dtype.itemsize, default=np.dtype(np.float64))
         for i in numbers:
             leaf = leaves[i]
             if type(leaf) is complex:
-                dtype = np.dtype(np.complex64 if low else np.complex128)
+                dtype = np.dtype(np.complex128 if precision.itemsize > 4 else np.complex64)
             elif type(leaf) is int:
                 dtype = np.dtype(np.int64)
             else:
-                dtype = np.dtype(np.float32 if low else np.float64)
+                dtype = precision
             avals[i] = Aval((), dtype)
             if i in taped:
                 values[taped.index(i)] = self.engine.enter(np.asarray(leaf, dtype))
@@ -397,6 +434,8 @@ class _Prepared:
             rules.outputs = tuple([self.engine.aval(y) for y in outputs])
             if not outputs:
                 raise ArgumentTypeError(f"{self.name} returns no array.")
+        else:
+            rules.check(outputs)
         return outputs
 
     def wrapped(self, outputs: Arrays, taped: list[Any], constants: Arrays) -> Any:
@@ -508,22 +547,75 @@ def _inner_path(engine: Engine, value: Any, i: int) -> str:
 
 
 def check_captures(function: Callable[..., Any], name: str) -> None:
-    """Raise if a function uses a taped value from its enclosing scope: its derivative would silently be lost."""
-    inner = inspect.unwrap(function)
-    code = getattr(inner, "__code__", None)
-    if code is None:
-        return
-    cells = dict(zip(code.co_freevars, getattr(inner, "__closure__", None) or (), strict=False))
-    found = {key: cell.cell_contents for key, cell in cells.items() if _is_filled(cell)}
-    scope = getattr(inner, "__globals__", {})
-    found |= {key: scope[key] for key in code.co_names if key in scope}
-    for key, value in found.items():
+    """Raise if a function uses a taped value that is no argument: its derivative would silently be lost."""
+    for path, value in _captured(function, "", set(), 0):
         if isinstance(value, OverloadedType):
             raise CapturedValueError(
-                f"{name} uses the taped value {key!r} ({type(value).__name__}) from its enclosing scope; the engine would "
+                f"{name} uses the taped value {path!r} ({type(value).__name__}) that is not an argument; the engine would "
                 f"treat it as a constant and its derivative would be lost. Pass it as an argument, or take it off the "
-                f"tape outside: {key} = {key}.value for an array, float({key}) for an AdjFloat."
+                f"tape outside: {path}.value for an array, float({path}) for an AdjFloat."
             )
+
+
+_DEPTH, _BREADTH = 6, 1000  # how far, and among how many, a captured value is looked for
+_OWN = (types.FunctionType, types.MethodType, functools.partial)
+
+
+def _captured(item: Any, path: str, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
+    """Everything that a function, or an object in its reach, holds: closures, defaults, globals, containers, attributes."""
+    if isinstance(item, OverloadedType):
+        yield path, item
+        return
+    if (
+        depth > _DEPTH
+        or id(item) in seen
+        or isinstance(item, (str, bytes, int, float, complex, type, types.ModuleType))
+    ):
+        return
+    seen.add(id(item))
+    dot = path + "." if path else ""
+    parts: list[tuple[str, Any]] = []
+    if isinstance(item, types.FunctionType):
+        cells = zip(item.__code__.co_freevars, item.__closure__ or (), strict=False)
+        parts += [(key, cell.cell_contents) for key, cell in cells if _is_filled(cell)]
+        parts += [(key, item.__globals__[key]) for key in _global_names(item.__code__) if key in item.__globals__]
+        parameters = list(inspect.signature(item, follow_wrapped=False).parameters.values())
+        parts += [(f"{dot}{p.name}", p.default) for p in parameters if p.default is not p.empty]
+        parts += [("__wrapped__", getattr(item, "__wrapped__", None))]
+    elif isinstance(item, types.MethodType):
+        parts += [(path, item.__func__), ("self", item.__self__)]
+    elif isinstance(item, functools.partial):
+        parts += [(path, item.func), *((f"{dot}args[{k}]", v) for k, v in enumerate(item.args))]
+        parts += [(f"{dot}{k}", v) for k, v in item.keywords.items()]
+    elif isinstance(item, dict):
+        parts += [(f"{path}[{k!r}]", v) for k, v in item.items()]
+    elif isinstance(item, (list, tuple, set, frozenset)):
+        parts += [(f"{path}[{k}]", v) for k, v in enumerate(item)]
+    elif isinstance(item, np.ndarray):
+        parts += [(f"{path}[{k}]", v) for k, v in enumerate(item.flat)] if item.dtype == object else []
+    elif owner_of(item) is None and type(item).__module__.partition(".")[0] not in _LIBRARIES:
+        parts += [(f"{dot}{k}", v) for k, v in getattr(item, "__dict__", {}).items()]
+        if depth == 0 and callable(item):
+            parts += [(path, type(item).__call__)]
+    for where, value in parts[:_BREADTH]:
+        if isinstance(value, _OWN) and (getattr(value, "__module__", None) or "").partition(".")[0] in _LIBRARIES:
+            continue
+        yield from _captured(value, where, seen, depth + 1)
+
+
+_LIBRARIES = {
+    *("jax", "jaxlib", "torch", "tensorflow", "keras", "autograd", "numpy", "scipy"),
+    *("pyadjoint", "pyadjoint_utils", "bridges", "optree", "builtins", "functools"),
+}
+
+
+def _global_names(code: types.CodeType) -> set[str]:
+    """The globals that a code reads; co_names would name attributes too, and miss those of inner functions."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _global_names(constant)
+    return names
 
 
 def _is_filled(cell: Any) -> bool:
@@ -565,6 +657,9 @@ def _hashable(leaf: Any) -> Any:
         return ("slice", _hashable(leaf.start), _hashable(leaf.stop), _hashable(leaf.step))
     try:
         hash(leaf)
-    except TypeError:
-        return (type(leaf), id(leaf))
+    except TypeError as error:
+        raise ArgumentTypeError(
+            f"A static argument must be hashable, so that a change of it is seen; got {type(leaf).__name__}. Pass its "
+            "numbers as arrays in a tuple, list or dict, or give its class a __hash__."
+        ) from error
     return (type(leaf), leaf)

@@ -47,6 +47,9 @@ class Plan:
             for bv in block.get_dependencies():
                 if bv not in produced and bv not in self.sources:
                     seen[bv] = None
+        for bv in self.outputs:
+            if bv not in produced and bv not in self.sources:
+                seen[bv] = None
         self.boundary = [(bv, recorded_value(bv)) for bv in seen]
 
     def depends(self, control: Any) -> bool:

@@ -14,12 +14,12 @@ from pyadjoint.tape import annotate_tape
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.conversion import ConversionBlock, converted_like
 from pyadjoint_utils.engine import get_engine
-from pyadjoint_utils.errors import NotDifferentiableError
+from pyadjoint_utils.errors import NotDifferentiableError, StaleTapeError
 from pyadjoint_utils.overloading import record
 from pyadjoint_utils.plan import taped_value
 from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.rules import Rules
-from pyadjoint_utils.tapes import push_tape, truncate
+from pyadjoint_utils.tapes import push_tape, state_of, truncate
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import entered
 
@@ -54,6 +54,12 @@ class _Recording:
     """Annotation on the function's own tape; the sweep runs on the values that the program recorded."""
 
     def __init__(self, rf: ReducedFunction) -> None:
+        updates = state_of(rf.tape).updates
+        if any(not updates.keys().isdisjoint(b.get_dependencies()) for b in rf._plan_with(updates).forward):
+            raise StaleTapeError(
+                "A derivative is recorded at the values that the program recorded, but Control.update gave a variable "
+                "another one since. Record the derivative before the update."
+            )
         self._rf = rf
         self._tape = push_tape(rf.tape)
 

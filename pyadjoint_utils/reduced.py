@@ -308,11 +308,10 @@ class ReducedFunction(AbstractReducedFunctional):
         state, plan = state_of(self.tape), self._plan_with(updates)
         variables = self._variables
         previous = [bv._checkpoint for bv in variables]
-        owner, state.owner = state.owner, STALE
+        state.owner = STALE
         plan.reset()
-        if owner is not self:
-            for bv, value in plan.boundary:
-                bv._checkpoint = value
+        for bv, value in plan.boundary:
+            bv._checkpoint = value
         for bv in plan.sources[len(variables) :]:
             bv._checkpoint = updates[bv]
         try:
@@ -327,6 +326,11 @@ class ReducedFunction(AbstractReducedFunctional):
         self._point, self._updates = point, updates
         state.owner = self
 
+    def _return_to(self, point: list[Any], updates: dict[Any, Any]) -> None:
+        """Stand at an earlier point again; the next derivative evaluates there first."""
+        self._point, self._updates = point, updates
+        state_of(self.tape).owner = STALE
+
     def _linearize(self) -> None:
         """Make sure that the tape's values are those of this function's last evaluation."""
         state = state_of(self.tape)
@@ -335,7 +339,10 @@ class ReducedFunction(AbstractReducedFunctional):
         mine = state.owner is self or (state.owner is None and self._point is None)
         if not mine or any(
             bv._checkpoint is not value
-            for bv, value in zip(variables, point, strict=True)
+            for bv, value in (
+                *zip(variables, point, strict=True),
+                *(self._plan.boundary if self._point is not None else ()),
+            )
             if bv._checkpoint is not None
         ):
             self._evaluate(point, dict(state.updates) if self._point is None else self._updates)

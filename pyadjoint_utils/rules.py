@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
+from pyadjoint_utils.errors import NotDifferentiableError
 
 
 class Rules:
@@ -45,6 +46,17 @@ class Rules:
     def differentiable(self) -> tuple[int, ...]:
         """Positions of the outputs that pass a derivative."""
         return tuple([k for k, aval in enumerate(self.outputs) if aval.differentiable])
+
+    def check(self, outputs: Arrays) -> None:
+        """Raise if an eager function returned other dtypes than before: what is differentiable would be wrong."""
+        if self.compiled and self.engine.traces:
+            return
+        for k, (y, known) in enumerate(zip(outputs, self.outputs, strict=True)):
+            if (found := self.engine.aval(y)).dtype != known.dtype:
+                raise NotDifferentiableError(
+                    f"{self.name}: output {k} is {found} now and was {known} before, for arguments of the same shapes and "
+                    "dtypes. Return the same dtype on every path, for example 0.0 * x.sum() for 0."
+                )
 
     def prepare(self, f: Map, *, derivative: bool = True) -> Map:
         """Return a map of this function's arrays ready for repeated calls, compiled if this function is."""

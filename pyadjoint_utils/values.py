@@ -157,6 +157,12 @@ class ndarray(ArrayFunctions, OverloadedType):
             )
         return bool(self.numpy().item())
 
+    def __copy__(self) -> "ndarray":
+        return self  # it is immutable
+
+    def __deepcopy__(self, memo: Any) -> "ndarray":
+        return self
+
     def __setitem__(self, index: Any, value: Any) -> None:
         raise ImmutableError(
             f"Values on the tape are immutable; got x[{index!r}] = ... on {self.aval} ({self.engine}). "
@@ -309,6 +315,8 @@ def asarray(obj: Any, dtype: Any = None) -> ndarray:
 
 
 def _make(obj: Any, dtype: Any, *, copy: bool) -> ndarray:
+    if annotate_tape() and (isinstance(obj, AdjFloat) or (copy and isinstance(obj, ndarray))):
+        return _linked(obj, dtype)
     if isinstance(obj, ndarray):
         result = obj if not copy else ndarray(obj._engine.copy(obj._value), obj._engine)
         return result if dtype is None or result.dtype == np.dtype(dtype) else result.astype(dtype)
@@ -323,6 +331,14 @@ def _make(obj: Any, dtype: Any, *, copy: bool) -> ndarray:
     if dtype is not None and engine.aval(value).dtype != np.dtype(dtype):
         value = engine.cast(value, np.dtype(dtype))
     return ndarray(convert(value, engine), engine)
+
+
+def _linked(obj: Any, dtype: Any) -> ndarray:
+    """A copy of a value that is on the tape stays on the tape."""
+    from pyadjoint_utils.conversion import copied
+
+    result = copied(obj)
+    return result if dtype is None or result.dtype == np.dtype(dtype) else result.astype(dtype)
 
 
 def _numbers(obj: Any) -> np.ndarray:

@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 # Residuals below so many units of rounding of the function's value say nothing about a rate.
 _NOISE = 5.0
+# What verify() tries: directions, and steps along each.
+_ATTEMPTS, _STEPS = 3, 6
 
 
 @no_annotations
@@ -232,6 +234,16 @@ class _Probe:
                 rates.append(float(ratio / np.log(self.epsilons[k] / self.epsilons[k - 1])))
         if rates or not all(np.isfinite(residuals)):
             return rates or [float("nan")]
+        start = self.reduce(self.base)
+        moves = [float(np.linalg.norm(self.value(eps) - start)) for eps in self.epsilons]
+        if sorted(moves)[-2] <= 10.0 * floor:
+            _log.warning(
+                "The function changes by %.1e along h, less than its rounding %.1e: nothing can be said of the derivative. "
+                "Take a larger direction h, or subtract the large constant.",
+                max(moves),
+                floor,
+            )
+            return [float("nan")]
         _log.info(
             "The Taylor remainder is zero to rounding (largest %.1e, rounding %.1e): the rate is infinite. "
             "A larger direction h would test more.",
@@ -241,16 +253,17 @@ class _Probe:
         return [float("inf")]
 
 
-def default_steps(precision: float) -> list[float]:
-    """Return four steps at which third-order remainders stand above the rounding of a precision.
+def default_steps(precision: float, count: int = 4) -> list[float]:
+    """Return steps at which third-order remainders stand above the rounding of a precision.
 
     Args:
         precision: the machine epsilon of the lowest precision on the path.
+        count: how many.
 
     Returns:
         Halving steps from ``precision**(1/8)``: 0.011 for float64, 0.14 for float32.
     """
-    return [precision**0.125 / 2**k for k in range(4)]
+    return [precision**0.125 / 2**k for k in range(count)]
 
 
 def lowest_precision(J: Any) -> float:
@@ -413,33 +426,42 @@ def verify(J: Any, m: Any, h: Any = None, v: Any = None, *, seed: int = 0) -> Ve
         raise ArgumentTypeError(f"verify takes a ReducedFunctional or ReducedFunction; got {type(J).__name__}.")
     function = J._function if isinstance(J, ReducedFunctional) else J
     before, updates = function._last_point(), function._updates
-    rng = np.random.default_rng(seed)
-    controls = list(J.controls)
+    # Along a few directions the leading term of a remainder happens to be small and its rate comes late; a derivative
+    # that is wrong fails along every one.
+    attempts = _ATTEMPTS if h is None or v is None else 1
+    reports: list[Verification] = []
+    while len(reports) < attempts and not (reports and reports[-1].passed):
+        reports.append(_verified(J, m, h, v, np.random.default_rng([seed, len(reports)])))
+    function._return_to(before, updates)  # so that nothing that starts there is moved
+    return reports[-1] if reports[-1].passed else reports[0]
+
+
+def _verified(J: Any, m: Any, h: Any, v: Any, rng: np.random.Generator) -> Verification:
+    controls, delist = list(J.controls), J.controls.delist
     point = _like_controls(controls, m, "m")
-    first = [_random_like(rng, c.control, p) for c, p in zip(controls, point, strict=True)] if h is None else h
-    first = _like_controls(controls, first, "h")
-    other = _like_controls(
-        controls, [_random_like(rng, c.control, p) for c, p in zip(controls, point, strict=True)], "h"
-    )
-    delist = J.controls.delist  # type: ignore[union-attr]
+    first, other = [
+        _like_controls(controls, [_random_like(rng, c.control, p) for c, p in zip(controls, point, strict=True)], "h")
+        for _ in range(2)
+    ]
+    first = first if h is None else _like_controls(controls, h, "h")
     if v is None:
-        outputs = _arrays(J(delist(list(point))))
-        v = [_random(rng, y.shape, y.dtype) for y in outputs]
-    probe = _Probe(J, delist(list(point)), delist(list(first)), v, None)
-    table = taylor_to_dict(J, delist(list(point)), delist(list(first)), v=v)
+        v = [_random(rng, y.shape, y.dtype) for y in _arrays(J(delist(list(point))))]
+    steps = default_steps(lowest_precision(J), _STEPS)
+    m, h = delist(list(point)), delist(list(first))
+    probe = _Probe(J, m, h, v, steps)
+    table = taylor_to_dict(J, m, h, v=v, epsilons=steps)
     tangent = probe._directional()
-    seed_value = probe._seed()
-    adjoint = Enlist(J.adj_jac_action(seed_value))
+    cotangent = probe._seed()
+    adjoint = Enlist(J.adj_jac_action(cotangent))
     left = sum(_pair(w, np.asarray(t)) for w, t in zip(probe.v or [], tangent, strict=True))
     right = sum(_dot(hi, ai) for hi, ai in zip(first, adjoint, strict=True))
-    along = Enlist(J.hess_action(delist(list(first)), seed_value))
-    across = Enlist(J.hess_action(delist(list(other)), seed_value))
+    along = Enlist(J.hess_action(h, cotangent))
+    across = Enlist(J.hess_action(delist(list(other)), cotangent))
     one = sum(_dot(k, a) for k, a in zip(other, along, strict=True))
     two = sum(_dot(k, a) for k, a in zip(first, across, strict=True))
     # At a minimum the derivative is nothing but rounding, which is relative to the value.
     floor = _norm([np.asarray(y) for y in probe.base]) * _norm(probe.v or [])
     size = _norm(along) * _norm(other) + _norm(across) * _norm(first) + floor
-    function._evaluate(before, updates)  # where it was, so that nothing that starts there is moved
     return Verification(
         eps=table["eps"],
         residuals={k: table[f"R{k}"]["Residual"] for k in range(3)},
