@@ -19,7 +19,12 @@ from pyadjoint import (
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.control import Control
 from pyadjoint_utils.conversion import to_adjfloat, to_jax, to_numpy, to_tensorflow, to_torch
-from pyadjoint_utils.drivers import compute_gradient, compute_hessian_action, compute_jacobian_action
+from pyadjoint_utils.drivers import (
+    compute_gradient,
+    compute_hessian_action,
+    compute_jacobian_action,
+    compute_jacobian_matrix,
+)
 from pyadjoint_utils.engine import Aval, Engine, engine_names, get_engine, register_engine
 from pyadjoint_utils.errors import (
     ArgumentTypeError,
@@ -57,6 +62,7 @@ _IN_BRIDGES = {
     "get_params_feed_dict": "tensorflow",
     "overload_torch": "torch",
     "overload_autograd": "autograd",
+    "overload_onnx": "onnx",
     "point_map": "autograd",
 }
 
@@ -94,6 +100,7 @@ __all__ = [
     "compute_gradient",
     "compute_hessian_action",
     "compute_jacobian_action",
+    "compute_jacobian_matrix",
     "continue_annotation",
     "create_overloaded_object",
     "engine_names",

@@ -72,6 +72,27 @@ def compute_jacobian_action(
     return ReducedFunction(J, m, tape).jac_action(m_dot)
 
 
+def compute_jacobian_matrix(J: Any, m: Any, m_jac: Any = None, tape: pyadjoint.Tape | None = None) -> Any:
+    """Return the Jacobian of values of the tape as dense matrices.
+
+    Args:
+        J: one value, or a list of them.
+        m: one :class:`Control`, or a list of them.
+        m_jac: matrices to multiply it with from the right, one for each control; None for the Jacobian itself.
+        tape: the tape; None for the working one.
+
+    Returns:
+        As :meth:`ReducedFunction.jac_matrix`.
+
+    Example:
+        >>> from pyadjoint_utils import Control, array, compute_jacobian_matrix
+        >>> x = array([1.0, 2.0])
+        >>> compute_jacobian_matrix(x * x, Control(x)).tolist()
+        [[2.0, 0.0], [0.0, 4.0]]
+    """
+    return ReducedFunction(J, m, tape).jac_matrix(m_jac)
+
+
 def compute_hessian_action(
     J: Any,
     m: Any,

@@ -213,7 +213,7 @@ class NumPyArrays(Engine):
 
 # The registry ----------------------------------------------------------------------------------------------------------
 
-_BUNDLED = {name: f"bridges.{name}:engine" for name in ("jax", "tensorflow", "torch", "autograd")}
+_BUNDLED = {name: f"bridges.{name}:engine" for name in ("jax", "tensorflow", "torch", "autograd", "onnx")}
 _loaded: dict[str, Engine] = {}
 _owners: dict[type, Engine] = {}
 _strangers: set[type] = set()  # classes that are known to be no engine's

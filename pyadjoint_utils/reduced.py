@@ -213,6 +213,32 @@ class ReducedFunction(AbstractReducedFunctional):
         self.hess_action_cb_post(self._output_values(), result, values)
         return result
 
+    @no_annotations
+    def jac_matrix(self, m_jac: Any = None) -> Any:
+        """Return the Jacobian as dense matrices, many directions in one sweep.
+
+        Args:
+            m_jac: None for the Jacobian itself; or a matrix for each control, of the control's shape followed by axes that
+                all of them share, to return the Jacobian times these.
+
+        Returns:
+            Entry ``[i][j]`` has the shape of output i followed by the shape of control j, in the output's engine; lists are
+            unwrapped where a single output or control was given. With ``m_jac``, entry ``[i]`` has the shape of output i
+            followed by the shared axes.
+
+        Raises:
+            NotDifferentiableError: a complex function that is not holomorphic has no complex Jacobian.
+
+        Example:
+            >>> from pyadjoint_utils import Control, ReducedFunction, array
+            >>> x = array([1.0, 2.0])
+            >>> ReducedFunction(x * x, Control(x)).jac_matrix().tolist()
+            [[2.0, 0.0], [0.0, 4.0]]
+        """
+        from pyadjoint_utils.jacobian import jacobian_matrix  # it stands on what stands on this module
+
+        return jacobian_matrix(self, m_jac)
+
     # The names that Pyadjoint's solvers use ------------------------------------------------------------------------------
 
     @no_annotations

@@ -22,7 +22,7 @@ MODULES = sorted(
     for package in (pyadjoint_utils, bridges)
     for module in pkgutil.iter_modules(package.__path__)
 )
-OPTIONAL = ("jax", "tensorflow", "torch", "matplotlib")
+OPTIONAL = ("jax", "tensorflow", "torch", "onnx", "matplotlib")
 SYBIL = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], path=str(ROOT))
 
 
