@@ -38,6 +38,7 @@ from pyadjoint_utils.errors import (
     StaleTapeError,
     UnsupportedError,
 )
+from pyadjoint_utils.flat import ReducedFunctionNumPy
 from pyadjoint_utils.models import parameters
 from pyadjoint_utils.numpy_functions import install_on_adjfloat
 from pyadjoint_utils.optimization import (
@@ -88,6 +89,7 @@ __all__ = [
     "OverloadedType",
     "PyadjointUtilsError",
     "ReducedFunction",
+    "ReducedFunctionNumPy",
     "ReducedFunctional",
     "RemovedOptionError",
     "StaleTapeError",

@@ -239,6 +239,30 @@ class ReducedFunction(AbstractReducedFunctional):
 
         return jacobian_matrix(self, m_jac)
 
+    def linear_operator(self) -> Any:
+        """Return the Jacobian as a :class:`scipy.sparse.linalg.LinearOperator`, for LSQR, GMRES or eigsh.
+
+        It speaks of flat vectors as :class:`ReducedFunctionNumPy` does, and follows this function: its products are taken
+        at the last evaluation's point at the time of the product.
+
+        Returns:
+            The operator with ``matvec``, ``rmatvec`` and ``matmat``; float64, or complex128 if everything is complex.
+
+        Raises:
+            NotDifferentiableError: real and complex values are mixed, or a complex function is not holomorphic.
+
+        Example:
+            >>> import numpy as np
+            >>> from pyadjoint_utils import Control, ReducedFunction, array
+            >>> x = array([1.0, 2.0])
+            >>> operator = ReducedFunction(x * x, Control(x)).linear_operator()
+            >>> (operator @ np.ones(2)).tolist()
+            [2.0, 4.0]
+        """
+        from pyadjoint_utils.flat import linear_operator  # it stands on what stands on this module
+
+        return linear_operator(self)
+
     # The names that Pyadjoint's solvers use ------------------------------------------------------------------------------
 
     @no_annotations
