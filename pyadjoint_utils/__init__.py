@@ -16,6 +16,7 @@ from pyadjoint import (
     stop_annotating,
 )
 
+from pyadjoint_utils.black_box import overload_numpy
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.control import Control
 from pyadjoint_utils.conversion import to_adjfloat, to_jax, to_numpy, to_tensorflow, to_torch
@@ -112,6 +113,7 @@ __all__ = [
     "ndarray",
     "no_annotations",
     "overload",
+    "overload_numpy",
     "parameters",
     "pause_annotation",
     "push_tape",

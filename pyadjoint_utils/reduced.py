@@ -644,5 +644,3 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
         with stop_annotating():
             return value._ad_mul(self.scale)
 
-
-__all__ = ["Control", "ReducedFunction", "ReducedFunctional"]

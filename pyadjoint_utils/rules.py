@@ -145,13 +145,6 @@ class LocalRules:
         """The adjoint over a leading axis of ``yb``."""
         return self._batched(self.vjp_map, [False] * self.n + [True] * self.m)
 
-    @cached_property
-    def batched_hvp(self) -> Map:
-        """The derivative of the adjoint, ``dxb`` alone, over a leading axis of ``dx`` and ``dyb``."""
-        both, n = self.rules.engine.jvp_of(self.vjp_map, self.n + self.m), self.n
-        fixed, moving = [False] * (self.n + self.m), [True] * (self.n + self.m)
-        return self._batched(lambda x, c: both(x, c)[n:], fixed + moving)
-
     def _batched(self, f: Map, batched: Sequence[bool]) -> Map:
         return self.rules.prepare(self.rules.engine.batch_of(f, batched))
 

@@ -379,5 +379,3 @@ def _register_array_classes(engine: Engine) -> None:
 
 
 engines._on_register.append(_register_array_classes)
-
-__all__ = ["AdjFloat", "array", "asarray", "bare", "ndarray"]
