@@ -11,7 +11,7 @@ from pyadjoint_utils import engine as engines
 from pyadjoint_utils.engine import Aval, Engine, convert, owner_of
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, ImmutableError
 from pyadjoint_utils.numpy_functions import ArrayFunctions
-from pyadjoint_utils.variable import WRAPPERS, Variable, bare, entered
+from pyadjoint_utils.variable import WRAPPERS, Variable, entered
 
 _log = logging.getLogger(__name__)
 _left_tape: set[str] = set()
