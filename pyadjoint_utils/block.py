@@ -85,7 +85,7 @@ class EngineBlock(Block):
             return
         local = rules.at(ins, outs)
         x, c = local.split(self.primals(), self.constants)
-        dx = self._seeds([deps[i].tlm_value for i in ins], [rules.inputs[i] for i in ins], x[0])
+        dx = self._seeds([deps[i].tlm_value for i in ins], local.in_avals, x[0])
         for k, dy in zip(outs, local.jvp((*x, *dx), c), strict=True):
             outputs[k].add_tlm_output(dy)
 
@@ -98,7 +98,7 @@ class EngineBlock(Block):
             return
         local = rules.at(ins, outs)
         x, c = local.split(self.primals(), self.constants)
-        yb = self._seeds([outputs[k].adj_value for k in outs], [rules.outputs[k] for k in outs], x[0])
+        yb = self._seeds([outputs[k].adj_value for k in outs], local.out_avals, x[0])
         for i, xb in zip(ins, local.vjp((*x, *yb), c), strict=True):
             add_adjoint(self._dependencies[i], xb)
 
@@ -124,10 +124,9 @@ class EngineBlock(Block):
             return
         local = rules.at(ins, outs)
         x, c = local.split(self.primals(), self.constants)
-        out_avals, in_avals = [rules.outputs[k] for k in outs], [rules.inputs[i] for i in ins]
-        yb = self._seeds([outputs[k].adj_value for k in outs], out_avals, x[0])
-        dx = self._seeds([deps[i].tlm_value for i in ins], in_avals, x[0])
-        dyb = self._seeds([outputs[k].hessian_value for k in outs], out_avals, x[0])
+        yb = self._seeds([outputs[k].adj_value for k in outs], local.out_avals, x[0])
+        dx = self._seeds([deps[i].tlm_value for i in ins], local.in_avals, x[0])
+        dyb = self._seeds([outputs[k].hessian_value for k in outs], local.out_avals, x[0])
         result = local.hvp((*x, *yb, *dx, *dyb), c)
         for k, i in enumerate(ins):
             if with_adjoint:

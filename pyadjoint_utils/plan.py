@@ -25,7 +25,7 @@ class Plan:
 
     def __init__(self, tape: Tape, outputs: Sequence[Any], controls: Sequence[Any], others: Sequence[Any] = ()) -> None:
         self.tape, self.outputs, self.controls = tape, list(outputs), list(controls)
-        self.sources = [*controls, *others]
+        self.sources, self._varied = [*controls, *others], set(controls)
         blocks = list(tape.get_blocks())
         self.forward = _between(blocks, set(self.sources), set(outputs), _all)
         self.derivative = _between(self.forward, set(controls), set(outputs), _differentiable)
@@ -105,7 +105,7 @@ class Plan:
 
     def _consume(self, block: Block, *kinds: str) -> None:
         for bv in block.get_outputs():
-            if bv not in self.controls:
+            if bv not in self._varied:
                 for kind in kinds:
                     setattr(bv, kind, None)
 
@@ -121,7 +121,10 @@ class Plan:
 
     def _isolated(self, block: Block, evaluate: Callable[[Block], None], kinds: tuple[str, ...]) -> None:
         """Evaluate a Block, with a control hidden from the Block that once computed it."""
-        kept = [(bv, kind, getattr(bv, kind)) for bv in self._cut.get(block, ()) for kind in kinds]
+        if block not in self._cut:
+            evaluate(block)
+            return
+        kept = [(bv, kind, getattr(bv, kind)) for bv in self._cut[block] for kind in kinds]
         for bv, kind, _ in kept:
             setattr(bv, kind, None)
         try:

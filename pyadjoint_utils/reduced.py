@@ -643,4 +643,3 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
             return value
         with stop_annotating():
             return value._ad_mul(self.scale)
-

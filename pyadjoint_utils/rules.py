@@ -99,6 +99,8 @@ class LocalRules:
 
         self.map: Map = local
         self.n, self.m = len(ins), len(outs)
+        self.in_avals = tuple([rules.inputs[i] for i in ins])
+        self.out_avals = tuple([rules.outputs[k] for k in outs])
 
     def split(self, primals: Arrays, constants: Arrays) -> tuple[Arrays, Arrays]:
         """Sort the function's arrays into the differentiated ones and the constant ones."""
@@ -150,14 +152,13 @@ class LocalRules:
 
     def _derived(self, f: Map, seeds: Sequence[Aval], kind: str) -> Rules:
         rules, n = self.rules, self.n
-        first = [rules.inputs[i] for i in self.ins]
         others = [rules.inputs[i] for i in self.others]
         constants = rules.inputs[rules.dependencies :]
         k = n + len(seeds)
         return Rules(
             rules.engine,
             lambda leaves: f(leaves[:k], leaves[k:]),
-            (*first, *seeds, *others, *constants),
+            (*self.in_avals, *seeds, *others, *constants),
             k + len(others),
             range(k),
             compiled=rules.compiled,
@@ -167,9 +168,9 @@ class LocalRules:
     @cached_property
     def vjp_rules(self) -> Rules:
         """The VJP as a function that can itself go on the tape; dependencies ``(*x, *yb, *others)``."""
-        return self._derived(self.vjp_map, [self.rules.outputs[k] for k in self.outs], "vjp")
+        return self._derived(self.vjp_map, self.out_avals, "vjp")
 
     @cached_property
     def jvp_rules(self) -> Rules:
         """The JVP as a function that can itself go on the tape; dependencies ``(*x, *dx, *others)``."""
-        return self._derived(self.jvp_map, [self.rules.inputs[i] for i in self.ins], "jvp")
+        return self._derived(self.jvp_map, self.in_avals, "jvp")

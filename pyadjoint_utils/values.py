@@ -1,6 +1,7 @@
 """The value on the tape: one overloaded type that holds the array of whichever engine made it."""
 
 import logging
+import weakref
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,8 @@ class ndarray(ArrayFunctions, OverloadedType):
             raise ArgumentTypeError(
                 f"ndarray wraps a concrete array of an engine; got {type(value).__name__}. Use pyadjoint_utils.array()."
             )
-        super().__init__()
+        # Not upstream's initializer: its weak reference costs as much as all the rest of a recording.
+        self._variable: weakref.ref[Variable] | None = None
         self._value = value
         self._engine = owner
         self._aval: Aval | None = None
@@ -171,9 +173,30 @@ class ndarray(ArrayFunctions, OverloadedType):
 
     # Pyadjoint's contract ----------------------------------------------------------------------------------------------
 
+    @property
+    def block_variable(self) -> Variable:
+        """The node of the tape that stands for this value; made when it is first asked for."""
+        variable = self._block_variable()
+        return self.create_block_variable() if variable is None else variable
+
+    @block_variable.setter
+    def block_variable(self, variable: Variable) -> None:
+        self._variable = weakref.ref(variable)
+
+    def _block_variable(self) -> Variable | None:
+        return None if self._variable is None else self._variable()
+
+    def clear_block_variable(self) -> None:
+        self._variable = None
+
     def create_block_variable(self) -> Variable:
-        self.block_variable = variable = Variable(self)
+        variable = Variable(self)
+        self._variable = weakref.ref(variable)
         return variable
+
+    def __reduce__(self) -> Any:
+        # The data travel, the tape does not.
+        return _rebuilt, (np.array(self.numpy()), self.engine)
 
     @classmethod
     def _ad_init_object(cls, obj: Any) -> "ndarray":
@@ -250,6 +273,11 @@ class ndarray(ArrayFunctions, OverloadedType):
 
     def _ad_from_petsc(self, vec: Any) -> "ndarray":
         return self._rebind(unflattened(np.array(vec.getArray(readonly=True)), self.aval, self._engine))
+
+
+def _rebuilt(data: np.ndarray, engine: str) -> ndarray:
+    owner = engines.get_engine(engine)
+    return ndarray(convert(data, owner), owner)
 
 
 def _off_tape(value: Any) -> Any:

@@ -14,6 +14,7 @@ WRAPPERS: set[type] = set()
 class Variable(BlockVariable):
     """Block variable of an :class:`ndarray`: its checkpoint, adjoint, tangent and Hessian value are bare arrays."""
 
+    _checkpoint: Any
     adj_value: Any
     tlm_value: Any
     hessian_value: Any
@@ -22,7 +23,12 @@ class Variable(BlockVariable):
         super().__init__(output)
         # The value that the program computed, whatever evaluations put into the checkpoint later.
         self.recorded: Any = output._value
-        self._conversions: dict[str, tuple[Any, Any]] = {}
+        self._conversions: dict[str, tuple[Any, Any]] | None = None
+
+    def save_output(self, overwrite: bool = True) -> None:
+        """Keep the value, which is immutable, as the checkpoint."""
+        if overwrite or self._checkpoint is None:
+            self._checkpoint = self.output._value
 
     def add_adj_output(self, val: Any) -> None:
         self.adj_value = accumulated(self.adj_value, val)
@@ -35,6 +41,8 @@ class Variable(BlockVariable):
 
     def converted(self, value: Any, engine: Engine) -> Any:
         """Return the checkpoint ``value`` as an array of another engine, converted once per value and engine."""
+        if self._conversions is None:
+            self._conversions = {}
         kept = self._conversions.get(engine.name)
         if kept is not None and kept[0] is value:
             return kept[1]

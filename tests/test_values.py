@@ -2,6 +2,7 @@
 
 import logging
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -301,3 +302,12 @@ def test_counters_show_that_nothing_is_converted_on_one_engine():
     before = dict(engine.counts)
     square(square(x))
     assert {k: engine.counts[k] - before.get(k, 0) for k in ("entered", "left")} == {"entered": 0, "left": 0}
+
+
+def test_the_data_are_pickled_and_the_tape_is_not():
+    x = array([1.0, 2.0])
+    y = x * 2.0
+    again = pickle.loads(pickle.dumps(y))  # noqa: S301 what this test has written itself
+    assert again.tolist() == [2.0, 4.0]
+    assert again.engine == y.engine
+    assert again._block_variable() is None
