@@ -7,9 +7,9 @@ import numpy as np
 from pyadjoint.overloaded_type import OverloadedType
 from pyadjoint.tape import annotate_tape, stop_annotating
 
+from pyadjoint_utils.captures import check_captures
 from pyadjoint_utils.engine import Engine
 from pyadjoint_utils.errors import ArgumentValueError, NotDifferentiableError
-from pyadjoint_utils.overloading import check_captures
 
 Leaves = Sequence[Any]
 

@@ -1,12 +1,9 @@
 """Turn a function of one engine into a function of taped values."""
 
-import dis
-import functools
 import inspect
 import re
 import threading
-import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import update_wrapper
 from typing import Any
 
@@ -15,6 +12,7 @@ from pyadjoint import AdjFloat, annotate_tape
 from pyadjoint.overloaded_type import OverloadedType
 
 from pyadjoint_utils.block import EngineBlock
+from pyadjoint_utils.captures import captured, check_captures
 from pyadjoint_utils.engine import Arrays, Aval, Engine, convert, engine_names, get_engine, owner_of, tracing_engine
 from pyadjoint_utils.errors import (
     ArgumentTypeError,
@@ -247,7 +245,7 @@ class Overloaded:
         return key, tuple(values), tuple(constants)
 
     def _refuse_hidden(self, args: Any, kwargs: Any, i: int, leaf: Any) -> None:
-        for _, value in _captured(leaf, "", set(), 0):
+        for _, value in captured(leaf):
             if isinstance(value, OverloadedType):
                 raise self._error(
                     args,
@@ -544,86 +542,6 @@ def _inner_path(engine: Engine, value: Any, i: int) -> str:
             return path + _inner_path(engine, item, i)
         i -= size
     return ""
-
-
-def check_captures(function: Callable[..., Any], name: str) -> None:
-    """Raise if a function uses a taped value that is no argument: its derivative would silently be lost."""
-    for path, value in _captured(function, "", set(), 0):
-        if isinstance(value, OverloadedType):
-            raise CapturedValueError(
-                f"{name} uses the taped value {path!r} ({type(value).__name__}) that is not an argument; the engine would "
-                f"treat it as a constant and its derivative would be lost. Pass it as an argument, or take it off the "
-                f"tape outside: {path}.value for an array, float({path}) for an AdjFloat."
-            )
-
-
-_DEPTH, _BREADTH = 6, 1000  # how far, and among how many, a captured value is looked for
-_OWN = (types.FunctionType, types.MethodType, functools.partial)
-
-
-def _captured(item: Any, path: str, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
-    """Everything that a function, or an object in its reach, holds: closures, defaults, globals, containers, attributes."""
-    if isinstance(item, OverloadedType):
-        yield path, item
-        return
-    if (
-        depth > _DEPTH
-        or id(item) in seen
-        or isinstance(item, (str, bytes, int, float, complex, type, types.ModuleType))
-    ):
-        return
-    seen.add(id(item))
-    dot = path + "." if path else ""
-    parts: list[tuple[str, Any]] = []
-    if isinstance(item, types.FunctionType):
-        cells = zip(item.__code__.co_freevars, item.__closure__ or (), strict=False)
-        parts += [(key, cell.cell_contents) for key, cell in cells if _is_filled(cell)]
-        parts += [(key, item.__globals__[key]) for key in _global_names(item.__code__) if key in item.__globals__]
-        parameters = list(inspect.signature(item, follow_wrapped=False).parameters.values())
-        parts += [(f"{dot}{p.name}", p.default) for p in parameters if p.default is not p.empty]
-        parts += [("__wrapped__", getattr(item, "__wrapped__", None))]
-    elif isinstance(item, types.MethodType):
-        parts += [(path, item.__func__), ("self", item.__self__)]
-    elif isinstance(item, functools.partial):
-        parts += [(path, item.func), *((f"{dot}args[{k}]", v) for k, v in enumerate(item.args))]
-        parts += [(f"{dot}{k}", v) for k, v in item.keywords.items()]
-    elif isinstance(item, dict):
-        parts += [(f"{path}[{k!r}]", v) for k, v in item.items()]
-    elif isinstance(item, (list, tuple, set, frozenset)):
-        parts += [(f"{path}[{k}]", v) for k, v in enumerate(item)]
-    elif isinstance(item, np.ndarray):
-        parts += [(f"{path}[{k}]", v) for k, v in enumerate(item.flat)] if item.dtype == object else []
-    elif owner_of(item) is None and type(item).__module__.partition(".")[0] not in _LIBRARIES:
-        parts += [(f"{dot}{k}", v) for k, v in getattr(item, "__dict__", {}).items()]
-        if depth == 0 and callable(item):
-            parts += [(path, type(item).__call__)]
-    for where, value in parts[:_BREADTH]:
-        if isinstance(value, _OWN) and (getattr(value, "__module__", None) or "").partition(".")[0] in _LIBRARIES:
-            continue
-        yield from _captured(value, where, seen, depth + 1)
-
-
-_LIBRARIES = {
-    *("jax", "jaxlib", "torch", "tensorflow", "keras", "autograd", "numpy", "scipy"),
-    *("pyadjoint", "pyadjoint_utils", "bridges", "optree", "builtins", "functools"),
-}
-
-
-def _global_names(code: types.CodeType) -> set[str]:
-    """The globals that a code reads; co_names would name attributes too, and miss those of inner functions."""
-    names = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _global_names(constant)
-    return names
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
 
 
 def _indices(value: Any, option: str, name: str) -> tuple[int, ...] | None:
