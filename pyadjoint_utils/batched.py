@@ -33,7 +33,7 @@ def tangents(plan: Plan, directions: Directions) -> Directions:
     Returns:
         An array of shape ``(k, *shape)`` for each variable on the way that depends on these controls.
     """
-    values = dict(directions)
+    values, cut = dict(directions), set(plan.sources)  # a source is cut off from what once computed it
     for block in plan.derivative:
         deps, outputs = block.get_dependencies(), block.get_outputs()
         given = [values.get(bv) for bv in deps]
@@ -41,7 +41,7 @@ def tangents(plan: Plan, directions: Directions) -> Directions:
             continue
         results = _forward(block, given)
         for bv, value in zip(outputs, results, strict=True):
-            if value is not None and bv not in plan.controls:
+            if value is not None and bv not in cut:
                 values[bv] = accumulated(values.get(bv), value)
     return values
 
@@ -49,10 +49,10 @@ def tangents(plan: Plan, directions: Directions) -> Directions:
 @no_annotations
 def adjoints(plan: Plan, seeds: Directions) -> Directions:
     """Pull cotangents of the outputs back; the counterpart of :func:`tangents`."""
-    values = dict(seeds)
+    values, cut = dict(seeds), set(plan.sources)
     for block in reversed(plan.derivative):
         outputs = block.get_outputs()
-        given = [None if bv in plan.controls else values.pop(bv, None) for bv in outputs]
+        given = [None if bv in cut else values.pop(bv, None) for bv in outputs]
         if all(value is None for value in given):
             continue
         for bv, value in zip(block.get_dependencies(), _backward(block, given, plan.touched), strict=True):

@@ -60,6 +60,8 @@ def _captured(item: Any, path: str, seen: set[int], depth: int) -> Iterator[tupl
     elif isinstance(item, functools.partial):
         parts += [(path, item.func), *((f"{dot}args[{k}]", v) for k, v in enumerate(item.args))]
         parts += [(f"{dot}{k}", v) for k, v in item.keywords.items()]
+    elif isinstance(item, slice):
+        parts += [("start", item.start), ("stop", item.stop), ("step", item.step)]
     elif isinstance(item, dict):
         parts += [(f"{path}[{k!r}]", v) for k, v in item.items()]
     elif isinstance(item, (list, tuple, set, frozenset)):

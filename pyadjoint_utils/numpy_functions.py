@@ -243,8 +243,7 @@ def _index(index: Any) -> Any:
 
 
 def _index_items(item: Any) -> list[Any]:
-    if isinstance(item, list):
-        item = np.asarray(item)
+    item = _array_like(item) if isinstance(item, list) else item
     if isinstance(item, ArrayFunctions) and item.dtype == np.bool_:
         raise ArgumentTypeError(
             "Indexing with a taped mask would change the shape of the result from one evaluation to the next. "

@@ -195,15 +195,6 @@ class Overloaded:
                     raise self._error(
                         args, kwargs, i, leaf, "is a NumPy array of objects", "pass a list, or numpy.stack it"
                     )
-                if owner in _running.engines and owner.is_tracer(leaf):
-                    raise self._error(
-                        args,
-                        kwargs,
-                        i,
-                        leaf,
-                        f"is being differentiated by {owner.name}, where a function of {engine.name} would cut it off",
-                        "call it outside and let the tape compose the derivatives",
-                    )
                 aval = owner.aval(array)
                 if owner.is_tracer(leaf):
                     raise self._error(
@@ -212,7 +203,7 @@ class Overloaded:
                         i,
                         leaf,
                         f"belongs to {owner.name}'s own differentiation, which a function of {engine.name} would cut off",
-                        f"wrap it with array(...) to differentiate it on the tape, or detach it in {owner.name}",
+                        f"call it outside and let the tape compose the derivatives, or detach it in {owner.name}",
                     )
                 constant.append(i)
                 constants.append(convert(owner.copy(array) if keep else array, engine))

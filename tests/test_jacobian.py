@@ -132,3 +132,17 @@ def test_the_engine_batches():
     traced = len(calls)
     np.testing.assert_allclose(rf.jac_matrix().numpy(), np.diag(2.0 * np.arange(50.0)))
     assert len(calls) == traced <= 4
+
+
+def test_an_input_is_cut_off_from_what_once_computed_it():
+    x = array(X)
+    y, z = overload(lambda x: (x * x, x * x * x), "autograd")(x)
+    rf = ReducedFunction(y * z, Control(x), inputs=y)
+    rf(X, inputs=np.ones(2))
+    expected = np.diag(3 * X**2)
+    np.testing.assert_allclose(np.stack([rf.jac_action(e).numpy() for e in np.eye(2)], axis=1), expected)
+    np.testing.assert_allclose(np.stack([rf.adj_jac_action(e).numpy() for e in np.eye(2)]), expected)
+    np.testing.assert_allclose(rf.jac_matrix().numpy(), expected)
+    single = ReducedFunction((y * z).sum(), Control(x), inputs=y)
+    single(X, inputs=np.ones(2))
+    np.testing.assert_allclose(single.jac_matrix().numpy(), 3 * X**2)

@@ -167,7 +167,7 @@ def test_an_engine_inside_of_another_ones_function_is_refused():
     inner = overload(lambda x: (x**3).sum(), "jax")
     x = array([1.0, 2.0])
     rf = ReducedFunction(overload(lambda x: float(inner(x)) * x[0], "torch")(x), Control(x))
-    with pytest.raises(ArgumentTypeError, match="is being differentiated by torch"):
+    with pytest.raises(ArgumentTypeError, match="belongs to torch's own differentiation"):
         rf.derivative()
 
 
@@ -283,3 +283,12 @@ def test_positions_are_not_compiled_in():
     assert len(prepared) == count
     with pytest.raises(IndexError):
         x[3, 0]
+
+
+def test_a_taped_position_is_replayed_and_a_taped_bound_is_refused():
+    x, i = array(np.arange(5.0)), array(1)
+    picked = x[[i, 3]]
+    rf = ReducedFunction(picked, Control(x), inputs=i)
+    assert rf(np.arange(5.0), inputs=2).tolist() == [2.0, 3.0]
+    with pytest.raises(ArgumentTypeError, match="holds a taped value"):
+        x[i:4]
