@@ -40,6 +40,7 @@ from pyadjoint_utils.errors import (
     UnsupportedError,
 )
 from pyadjoint_utils.flat import ReducedFunctionNumPy
+from pyadjoint_utils.functional import ReducedFunctional
 from pyadjoint_utils.models import parameters
 from pyadjoint_utils.numpy_functions import install_on_adjfloat
 from pyadjoint_utils.optimization import (
@@ -51,7 +52,7 @@ from pyadjoint_utils.optimization import (
     minimize,
 )
 from pyadjoint_utils.overloading import overload
-from pyadjoint_utils.reduced import ReducedFunction, ReducedFunctional
+from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.tapes import Tape, push_tape, set_working_tape
 from pyadjoint_utils.values import array, asarray, ndarray
 from pyadjoint_utils.verification import Verification, taylor_test, taylor_to_dict, verify

@@ -8,7 +8,8 @@ from pyadjoint import AdjFloat
 from pyadjoint.enlisting import Enlist
 
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, NotDifferentiableError
-from pyadjoint_utils.reduced import ReducedFunction, ReducedFunctional
+from pyadjoint_utils.functional import ReducedFunctional
+from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import entered
 

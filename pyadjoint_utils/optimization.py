@@ -14,7 +14,8 @@ from pyadjoint.enlisting import Enlist
 from pyadjoint.tape import no_annotations
 
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
-from pyadjoint_utils.reduced import ReducedFunction, ReducedFunctional
+from pyadjoint_utils.functional import ReducedFunctional
+from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.values import asarray, flattened, ndarray, unflattened
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from pyadjoint.tape import no_annotations
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.control import checked_value
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, MissingEngineError
-from pyadjoint_utils.reduced import ReducedFunction, ReducedFunctional
+from pyadjoint_utils.functional import ReducedFunctional
+from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.values import ndarray
 
 _log = logging.getLogger(__name__)
