@@ -8,7 +8,8 @@ import torch
 
 from pyadjoint_utils.engine import Engine
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
-from pyadjoint_utils.overloading import Overloaded, running_engine
+from pyadjoint_utils.overloading import Overloaded
+from pyadjoint_utils.running import running_engine
 
 
 def random_state() -> list[torch.Tensor]:

@@ -10,9 +10,9 @@ from pyadjoint.overloaded_type import OverloadedType
 from pyadjoint_utils.differences import largest, random_like, wide_dtype
 from pyadjoint_utils.engine import Aval
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, NotDifferentiableError
-from pyadjoint_utils.overloading import _running
 from pyadjoint_utils.probing import Probe
 from pyadjoint_utils.rule_programs import Program, as_numpy, check_program, derivative_of_program
+from pyadjoint_utils.running import RUNNING
 
 Leaves = Sequence[Any]
 
@@ -92,12 +92,12 @@ class Point:
         engine = self.box.engine
         # Copies: opaque code may write to its arguments, keep them, and return a buffer that it writes to later.
         args, kwargs = engine.unflatten(self.structure, [_copied(leaf) for leaf in self.leaves])
-        _running.engines.append(engine)
+        RUNNING.engines.append(engine)
         try:
             with stop_annotating():
                 result = self.box.function(*args, **kwargs)
         finally:
-            _running.engines.pop()
+            RUNNING.engines.pop()
         leaves, structure = engine.flatten(result)
         return [self._output(k, leaf) for k, leaf in enumerate(leaves)], structure
 

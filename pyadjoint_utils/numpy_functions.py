@@ -111,7 +111,7 @@ def differentiator(value: Any) -> Engine:
 
 def call_numpy(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> Any:
     """Record a NumPy function; the leftmost array's engine runs it."""
-    from pyadjoint_utils.overloading import running_engine, running_name
+    from pyadjoint_utils.running import running_engine, running_name
 
     first = next((leaf for leaf in leaves if isinstance(leaf, ArrayFunctions)), None)
     engine = get_engine("autograd") if first is None else differentiator(first)

@@ -15,8 +15,8 @@ from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.conversion import ConversionBlock, converted_like
 from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.errors import NotDifferentiableError, StaleTapeError
-from pyadjoint_utils.overloading import record
 from pyadjoint_utils.plan import taped_value
+from pyadjoint_utils.prepared import record
 from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.rules import Rules
 from pyadjoint_utils.tapes import push_tape, state_of, truncate

@@ -1,0 +1,117 @@
+"""One function of an engine at one signature, ready to be called and recorded."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pyadjoint import annotate_tape
+
+from pyadjoint_utils.block import EngineBlock
+from pyadjoint_utils.captures import check_captures
+from pyadjoint_utils.engine import Arrays, get_engine
+from pyadjoint_utils.errors import ArgumentTypeError, CapturedValueError
+from pyadjoint_utils.rules import Rules
+from pyadjoint_utils.running import RUNNING
+from pyadjoint_utils.tapes import working_tape
+from pyadjoint_utils.values import ndarray
+
+if TYPE_CHECKING:
+    from pyadjoint_utils.overloading import Overloaded
+
+PYTHON_NUMBERS = (int, float, complex)
+
+
+class Key(tuple):
+    """What makes two calls the same to an engine; hashing it is the lookup of every call."""
+
+    __slots__ = ()
+
+    def __new__(cls, *parts: Any) -> "Key":
+        return super().__new__(cls, parts)
+
+    structure = property(lambda self: self[0])
+    taped = property(lambda self: self[1])
+    constant = property(lambda self: self[2])
+    avals = property(lambda self: self[3])
+    active = property(lambda self: self[5])
+
+
+class Prepared:
+    """One function at one signature: its rules, and how its outputs are put together."""
+
+    def __init__(self, overloaded: "Overloaded", key: Key, leaves: list[Any], structure: Any) -> None:
+        self.engine = engine = overloaded.engine
+        self.name = overloaded.name
+        self.out_structure: Any = None
+        arrays = {*key.taped, *key.constant}
+        # Only what is static may be kept: a reference to an argument's array would keep it alive for ever.
+        template = [None if i in arrays else leaf for i, leaf in enumerate(leaves)]
+        order = (*key.taped, *key.constant)
+        user_function = overloaded.function
+        check_captures(user_function, self.name)
+
+        def flat(arrays: Arrays) -> Arrays:
+            filled = list(template)
+            for i, array in zip(order, arrays, strict=True):
+                filled[i] = array
+            args, kwargs = engine.unflatten(structure, filled)
+            RUNNING.engines.append(engine)
+            RUNNING.names.append(self.name)
+            try:
+                result = user_function(*args, **kwargs)
+            finally:
+                RUNNING.engines.pop()
+                RUNNING.names.pop()
+            outputs, self.out_structure = engine.flatten(result)
+            return tuple([self._output(k, leaf) for k, leaf in enumerate(outputs)])
+
+        function = flat
+        if overloaded.checkpoint:
+            remade = engine.checkpoint(lambda x, c: flat(x))
+            function = lambda arrays: remade(arrays, ())  # noqa: E731
+        self.rules = Rules(
+            engine, function, key.avals, len(key.taped), key.active, compiled=overloaded.jit, name=self.name
+        )
+
+    def _output(self, k: int, leaf: Any) -> Any:
+        engine = self.engine
+        if type(leaf) in engine.array_types or engine.is_tracer(leaf):
+            return leaf
+        if isinstance(leaf, ndarray):
+            raise CapturedValueError(
+                f"{self.name} computes with a taped value that was not passed to it (output {k}). Pass it as an argument."
+            )
+        if isinstance(leaf, (np.generic, np.ndarray, *PYTHON_NUMBERS)) and not isinstance(leaf, bool):
+            return engine.enter(np.asarray(leaf))
+        raise ArgumentTypeError(
+            f"{self.name}: output {k} is not an array; got {type(leaf).__name__}. "
+            f"Return arrays of {engine.name} (in tuples, lists or dicts); None is allowed."
+        )
+
+    def run(self, values: Arrays, constants: Arrays) -> Arrays:
+        rules = self.rules
+        outputs = rules.value((), (*values, *constants))
+        if not rules.outputs:
+            rules.outputs = tuple([self.engine.aval(y) for y in outputs])
+            if not outputs:
+                raise ArgumentTypeError(f"{self.name} returns no array.")
+        else:
+            rules.check(outputs)
+        return outputs
+
+    def wrapped(self, outputs: Arrays, taped: list[Any], constants: Arrays) -> Any:
+        """Wrap the outputs and record the call if there is something to record."""
+        holder = get_engine(self.engine.holds)
+        results = [ndarray(y, holder) for y in outputs]
+        if taped and annotate_tape():
+            record(self.rules, taped, constants, results)
+        return self.engine.unflatten(self.out_structure, results)
+
+
+def record(rules: Rules, dependencies: list[Any], constants: Arrays, outputs: Sequence[ndarray]) -> None:
+    """Put one call on the working tape."""
+    tape = working_tape(None)
+    block = EngineBlock(rules, dependencies, constants)
+    tape.add_block(block)
+    for y in outputs:
+        block.add_output(y.create_block_variable())
