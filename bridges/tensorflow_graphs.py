@@ -4,6 +4,7 @@ The arrays are NumPy's. A map of this engine is built symbolically: its inputs a
 tensors that they are fed through from whoever uses them, and its outputs are tensors. Eager mode is never switched off.
 """
 
+import operator
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -31,6 +32,16 @@ class _Slot:
 
     def __init__(self) -> None:
         self.tensors: tuple[Any, ...] = ()
+
+
+class _Rows:
+    """A map over a leading axis: a session runs once for each row."""
+
+    def __init__(self, f: Map, batched: Sequence[bool]) -> None:
+        self.map, self.batched = f, batched
+
+    def __call__(self, x: Arrays, c: Arrays) -> Arrays:
+        raise UnsupportedError("A batch of rows of a TensorFlow 1 graph cannot be differentiated again.")
 
 
 class _Feed(NamedTuple):
@@ -78,7 +89,12 @@ class GraphEngine(NumPyArrays):
 
         return jvp
 
+    def batch_of(self, f: Map, batched: Sequence[bool]) -> Map:
+        return _Rows(f, batched)
+
     def compile(self, f: Map, avals: Sequence[Aval]) -> Map:
+        if isinstance(f, _Rows):
+            return super().batch_of(self.compile(f.map, avals), f.batched)
         programs: list[Callable[[Arrays], Arrays]] = []
 
         def call(x: Arrays, c: Arrays) -> Arrays:
@@ -87,6 +103,10 @@ class GraphEngine(NumPyArrays):
             return programs[0]((*x, *c))
 
         return call
+
+    def function(self, name: str) -> Callable[..., Any] | None:
+        functions: dict[str, Callable[..., Any]] = {"getitem": operator.getitem, "stack": np.stack}
+        return functions.get(name)
 
     def _built(self, f: Map, n: int, constants: int) -> Callable[[Arrays], Arrays]:
         slots = tuple([_Slot() for _ in range(n + constants)])
@@ -211,7 +231,7 @@ def run_tensorflow_graph(
         return_shapes: None.
         adj_inputs_conversion: None.
         adj_outputs_conversion: None.
-        pointwise: whether each fed value has an axis of points, in the order of feed_dict.
+        pointwise: whether each fed value has an axis of points, in the order of feed_dict, or a bool for all.
 
     Returns:
         :class:`pyadjoint_utils.ndarray` in the containers of g_outputs.
@@ -275,6 +295,9 @@ class _Call:
             return tree
 
         name = "graph of " + ", ".join([y.name for y in outputs])
+        if pointwise and not isinstance(pointwise, bool):
+            # Of what is drawn nobody knows whether it belongs to points.
+            pointwise = [*pointwise, *[False] * len(self.drawn)]
         self.run = Overloaded(graph, engine, name=name, pointwise=pointwise or False)
 
     def __call__(self, values: list[Any]) -> Any:

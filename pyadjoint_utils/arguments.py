@@ -6,6 +6,7 @@ from typing import Any
 
 from pyadjoint_utils.engine import Aval, Engine
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
+from pyadjoint_utils.points import Points, check_marks, declared_points
 
 
 class Arguments:
@@ -18,6 +19,7 @@ class Arguments:
         argnums: positions that pass a derivative, or None for all.
         static_argnums: positions of static arguments.
         static_argnames: their names.
+        pointwise: a bool, or one per argument: whether it has an axis of points.
     """
 
     def __init__(
@@ -28,11 +30,13 @@ class Arguments:
         argnums: int | Sequence[int] | None,
         static_argnums: int | Sequence[int],
         static_argnames: str | Sequence[str],
+        pointwise: bool | Sequence[bool] = False,
     ) -> None:
         self._engine, self._name = engine, name
         self._argnums = _indices(argnums, "argnums", name)
         self._static_argnums = _indices(static_argnums, "static_argnums", name) or ()
         self._static_argnames = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+        self._pointwise = check_marks(pointwise, "pointwise", name)
         self._positions, takes_any_name = _parameter_positions(function)
         unknown = sorted(set(self._static_argnames) - set(self._positions))
         if unknown and not takes_any_name:
@@ -59,6 +63,23 @@ class Arguments:
             if aval is not None and aval.differentiable and (chosen is None or chosen[i]):
                 active.append(k)
         return tuple(active)
+
+    def points(self, order: Sequence[int], avals: Sequence[Aval], args: Any, kwargs: Any) -> Points | None:
+        """The pointwise ones among some leaves of the arguments, checked; None if there are none."""
+        pointwise = self._pointwise
+        if not pointwise or not order:
+            return None
+        paths = [argument_path(self._engine, args, kwargs, i) for i in order]
+        if pointwise is True:
+            return declared_points(self._name, [True] * len(order), avals, paths, every=True)
+        count = max(len(args), len(self._positions))
+        if not len(args) <= len(pointwise) <= count:
+            raise ArgumentValueError(
+                f"{self._name}: pointwise has {len(pointwise)} entries, but the function is called with {len(args)} "
+                f"positional argument(s) of {count}. Write one for each, True where it has an axis of points."
+            )
+        marks = self._marks([k for k, mark in enumerate(pointwise) if mark], "pointwise", (), args, kwargs)
+        return declared_points(self._name, [marks[i] for i in order], avals, paths, every=False)
 
     def _marks(
         self, argnums: Sequence[int], option: str, argnames: Sequence[str], args: Any, kwargs: Any

@@ -90,6 +90,8 @@ def overload_numpy(
     argnums: int | Sequence[int] | None = None,
     static_argnums: int | Sequence[int] = (),
     static_argnames: str | Sequence[str] = (),
+    pointwise: bool | Sequence[bool] = False,
+    out_pointwise: bool | Sequence[bool] | None = None,
     name: str | None = None,
     step: float | None = None,
 ) -> Any:
@@ -115,6 +117,8 @@ def overload_numpy(
         argnums: positions of the arguments that pass a derivative; None for every floating or complex one.
         static_argnums: positions of arguments that are no values of the tape.
         static_argnames: their names.
+        pointwise: a bool, or one per argument, as for :func:`overload`.
+        out_pointwise: a bool, or one per item of the result; None for all of them if an argument is pointwise.
         name: the function's name for messages.
         step: perturbation of central differences, relative to the largest entry of an argument; None to derive it from
             the precision.
@@ -141,6 +145,7 @@ def overload_numpy(
         True
     """
     options: dict[str, Any] = {"argnums": argnums, "static_argnums": static_argnums, "static_argnames": static_argnames}
+    options |= {"pointwise": pointwise, "out_pointwise": out_pointwise}
     rules: dict[str, Any] = {"jvp": jvp, "vjp": vjp, "hvp": hvp}
     for kind, rule in rules.items():
         if rule is not None and not callable(rule):

@@ -1,21 +1,20 @@
 """Jacobian matrices through any tape: many directions in one sweep."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from pyadjoint import AdjFloat
 from pyadjoint.enlisting import Enlist
 
-from pyadjoint_utils.batched import Directions, adjoints, aval_of, tangents
-from pyadjoint_utils.engine import Aval, get_engine, owner_of
-from pyadjoint_utils.errors import ArgumentValueError, NotDifferentiableError
+from pyadjoint_utils.batched import adjoints, aval_of, tangents
+from pyadjoint_utils.blockwise import Pairs, false_claim, pointwise_pairs
+from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, NotDifferentiableError
+from pyadjoint_utils.memory import check_matrix
 from pyadjoint_utils.plan import Plan
+from pyadjoint_utils.seeds import UnitSeeds, as_numpy, bytes_of, collected, held, in_engine, in_parts
 from pyadjoint_utils.values import ndarray
-from pyadjoint_utils.variable import bare, entered
-
-# What the rows of one sweep may take; more directions go in several sweeps.
-MEMORY = 2**28
 
 
 class Jacobian:
@@ -31,16 +30,26 @@ class Jacobian:
         self.plan = plan
         self.outputs = [value.block_variable for value in outputs]
         self.controls = [value.block_variable for value in controls]
+        for bv in (*self.outputs, *self.controls):
+            if not isinstance(bv.output, (ndarray, AdjFloat)):
+                raise ArgumentTypeError(
+                    f"A Jacobian matrix has entries for arrays and AdjFloats; got {type(bv.output).__name__}. Use "
+                    "jac_action and adj_jac_action."
+                )
         touched = {*plan.touched, *self.controls, *self.outputs}
-        self._bytes = max(1, sum(_size(aval_of(bv)) * aval_of(bv).dtype.itemsize for bv in touched))
+        self._dtypes = [aval.dtype for aval in map(aval_of, touched) if aval.differentiable]
+        self._bytes = bytes_of(touched)
 
     def matrix(self) -> list[list[ndarray]]:
-        """Return the dense blocks; each has the shape of its output followed by that of its control."""
-        columns, rows = (sum(_size(aval_of(bv)) for bv in side) for side in (self.controls, self.outputs))
-        is_complex = any(aval_of(bv).dtype.kind == "c" for bv in (*self.controls, *self.outputs))
-        if columns <= rows or is_complex:
-            return self._by_columns()
-        return self._by_rows()
+        """Return the blocks, dense or over points; see :meth:`ReducedFunction.jac_matrix`."""
+        pairs = {(i, j) for i in range(len(self.outputs)) for j in range(len(self.controls))}
+        pointwise = pointwise_pairs(self.plan, self.outputs, self.controls)
+        self._check_memory(pairs, pointwise)
+        for bv in self.controls:
+            if aval_of(bv).dtype.kind == "c":
+                self._check_holomorphic(bv)
+        found = self._blocks(pairs - pointwise, False) | self._blocks(pointwise, True)
+        return [[found[i, j] for j in range(len(self.controls))] for i in range(len(self.outputs))]
 
     def times(self, matrices: Sequence[np.ndarray]) -> list[ndarray]:
         """Return the blocks times a matrix for each control, whose leading axes are the control's."""
@@ -53,68 +62,69 @@ class Jacobian:
                     f"got {m.shape}."
                 )
         (trail,) = trails
-        count = int(np.prod(trail, dtype=int))
+        count = math.prod(trail)
         directions = [m.reshape(-1, count).T.reshape((count, *a.shape)) for m, a in zip(matrices, avals, strict=True)]
 
         def push(part: slice) -> list[np.ndarray]:
-            given = {bv: _rows(d[part], bv) for bv, d in zip(self.controls, directions, strict=True)}
-            return self._collected(tangents(self.plan, given), self.outputs, part.stop - part.start)
+            given = {bv: in_engine(d[part], bv) for bv, d in zip(self.controls, directions, strict=True)}
+            return collected(tangents(self.plan, given), self.outputs, part.stop - part.start)
 
-        parts = self._in_parts(count, push)
+        parts = in_parts(count, self._bytes, push)
         shapes = [aval_of(bv).shape for bv in self.outputs]
         return [
-            _held(np.moveaxis(part, 0, -1).reshape((*shape, *trail)), bv)
+            held(np.moveaxis(part, 0, -1).reshape((*shape, *trail)), bv)
             for part, shape, bv in zip(parts, shapes, self.outputs, strict=True)
         ]
 
-    def _by_columns(self) -> list[list[ndarray]]:
-        blocks: list[list[ndarray]] = [[] for _ in self.outputs]
-        for bv in self.controls:
-            aval = aval_of(bv)
-            if aval.dtype.kind == "c":
-                self._check_holomorphic(bv)
-            found = self._in_parts(_size(aval), partial(self._columns, bv, aval))
-            for row, part, output in zip(blocks, found, self.outputs, strict=True):
-                row.append(_held(np.moveaxis(part, 0, -1).reshape((*aval_of(output).shape, *aval.shape)), output))
+    def _blocks(self, pairs: Pairs, points: bool) -> dict[tuple[int, int], ndarray]:
+        """Compute some blocks by columns or by rows, whichever are fewer."""
+        columns = {j: UnitSeeds(self.controls[j], points) for j in sorted({j for _, j in pairs})}
+        rows = {i: UnitSeeds(self.outputs[i], points) for i in sorted({i for i, _ in pairs})}
+        is_complex = any(aval_of(bv).dtype.kind == "c" for bv in (*self.controls, *self.outputs))
+        blocks = {}
+        if is_complex or _total(columns) <= _total(rows):
+            for j, seeds in columns.items():
+                ends = {(i, j): self.outputs[i] for i in rows if (i, j) in pairs}
+                for pair, found in self._swept(tangents, seeds, ends):
+                    blocks[pair] = held(seeds.as_columns(found), ends[pair])
+            return blocks
+        for i, seeds in rows.items():
+            ends = {(i, j): self.controls[j] for j in columns if (i, j) in pairs}
+            for pair, found in self._swept(adjoints, seeds, ends):
+                blocks[pair] = held(seeds.as_rows(found), self.outputs[i])
         return blocks
 
-    def _columns(self, bv: Any, aval: Aval, part: slice) -> list[np.ndarray]:
-        given = {bv: _rows(_units(aval, part), bv)}
-        return self._collected(tangents(self.plan, given), self.outputs, part.stop - part.start)
+    def _swept(
+        self, sweep: Any, seeds: UnitSeeds, ends: dict[tuple[int, int], Any]
+    ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        """What a sweep along all seeds gives at some variables; checked where they stand for points."""
 
-    def _by_rows(self) -> list[list[ndarray]]:
-        blocks = []
-        for output in self.outputs:
-            aval = aval_of(output)
+        def run(part: slice) -> list[np.ndarray]:
+            values = sweep(self.plan, {seeds.bv: seeds.rows(part)})
+            return collected(values, list(ends.values()), part.stop - part.start)
 
-            def pull(part: slice, output: Any = output, aval: Aval = aval) -> list[np.ndarray]:
-                seeds = {output: _rows(_units(aval, part), output)}
-                return self._collected(adjoints(self.plan, seeds), self.controls, part.stop - part.start)
+        for (i, j), found in zip(ends, in_parts(seeds.count, self._bytes, run), strict=True):
+            if not seeds.hold(found, self._dtypes):
+                raise false_claim(self.plan, f"outputs[{i}] by controls[{j}]")
+            yield (i, j), found
 
-            found = self._in_parts(_size(aval), pull)
-            shapes = [aval_of(bv).shape for bv in self.controls]
-            blocks.append(
-                [_held(part.reshape((*aval.shape, *s)), output) for part, s in zip(found, shapes, strict=True)]
-            )
-        return blocks
-
-    def _in_parts(self, count: int, sweep: Callable[[slice], list[np.ndarray]]) -> list[np.ndarray]:
-        step = max(1, min(count, MEMORY // self._bytes))
-        parts = [sweep(slice(start, min(start + step, count))) for start in range(0, max(count, 1), step)]
-        return [np.concatenate(column) for column in zip(*parts, strict=True)]
-
-    def _collected(self, values: Directions, variables: Sequence[Any], count: int) -> list[np.ndarray]:
-        return [_numpy(values[bv]) if bv in values else np.zeros((count, *aval_of(bv).shape)) for bv in variables]
+    def _check_memory(self, pairs: Pairs, pointwise: Pairs) -> None:
+        shapes, size = [], 0
+        for i, j in pairs:
+            output, control = aval_of(self.outputs[i]), aval_of(self.controls[j]).shape
+            shapes.append((*output.shape, *(control[1:] if (i, j) in pointwise else control)))
+            size += math.prod(shapes[-1]) * output.dtype.itemsize
+        check_matrix("Jacobian", shapes, size, 'jac_matrix(sparsity="detect"), linear_operator() or jac_action')
 
     def _check_holomorphic(self, bv: Any) -> None:
         aval = aval_of(bv)
         rng = np.random.default_rng(0)
         d = rng.standard_normal(aval.shape) + 1j * rng.standard_normal(aval.shape)
-        values = tangents(self.plan, {bv: _rows(np.stack([d, 1j * d]).astype(aval.dtype), bv)})
+        values = tangents(self.plan, {bv: in_engine(np.stack([d, 1j * d]).astype(aval.dtype), bv)})
         for output in self.outputs:
             if output not in values:
                 continue
-            along, turned = _numpy(values[output])
+            along, turned = as_numpy(values[output])
             if not np.allclose(turned, 1j * along, rtol=1e-3, atol=1e-6 * float(np.max(np.abs(along), initial=0.0))):
                 raise NotDifferentiableError(
                     "A Jacobian matrix of complex numbers exists only for holomorphic functions; this one uses abs, conj, "
@@ -128,7 +138,7 @@ def jacobian_matrix(rf: Any, m_jac: Any = None) -> Any:
     jacobian = Jacobian(rf._plan, rf._outputs, rf._controls)
     if m_jac is None:
         return rf._outputs.delist([rf._controls.delist(row) for row in jacobian.matrix()])
-    given = [_numpy(value) for value in Enlist(m_jac)]
+    given = [as_numpy(value) for value in Enlist(m_jac)]
     if len(given) != len(rf._controls):
         raise ArgumentValueError(
             f"m_jac must have one matrix for each of the {len(rf._controls)} controls; got {len(given)}."
@@ -136,31 +146,5 @@ def jacobian_matrix(rf: Any, m_jac: Any = None) -> Any:
     return rf._outputs.delist(jacobian.times(given))
 
 
-def _size(aval: Aval) -> int:
-    return int(np.prod(aval.shape, dtype=int))
-
-
-def _units(aval: Aval, part: slice) -> np.ndarray:
-    size = _size(aval)
-    return np.eye(part.stop - part.start, size, k=part.start, dtype=aval.dtype).reshape((-1, *aval.shape))
-
-
-def _rows(rows: np.ndarray, bv: Any) -> Any:
-    """Directions of a variable, in its engine."""
-    if not isinstance(bv.output, ndarray):
-        return rows
-    aval = bv.output.aval
-    return entered(rows.astype(aval.dtype, copy=False), Aval(rows.shape, aval.dtype), bv.output._engine)
-
-
-def _numpy(value: Any) -> np.ndarray:
-    value = bare(value)
-    engine = owner_of(value)
-    return np.asarray(value) if engine is None else engine.to_numpy(value)
-
-
-def _held(block: np.ndarray, bv: Any) -> ndarray:
-    """A block in the engine and dtype of its output."""
-    engine = bv.output._engine if isinstance(bv.output, ndarray) else get_engine("numpy")
-    dtype = aval_of(bv).dtype
-    return ndarray(entered(np.ascontiguousarray(block).astype(dtype), Aval(block.shape, dtype), engine), engine)
+def _total(seeds: dict[int, UnitSeeds]) -> int:
+    return sum(s.count for s in seeds.values())

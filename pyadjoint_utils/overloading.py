@@ -13,6 +13,7 @@ from pyadjoint_utils.arguments import Arguments, argument_path, hashable
 from pyadjoint_utils.captures import captured
 from pyadjoint_utils.engine import Arrays, Aval, Engine, convert, engine_names, get_engine, owner_of, tracing_engine
 from pyadjoint_utils.errors import ArgumentTypeError, RemovedOptionError
+from pyadjoint_utils.points import check_marks
 from pyadjoint_utils.prepared import PYTHON_NUMBERS, Key, Prepared
 from pyadjoint_utils.running import RUNNING
 from pyadjoint_utils.values import ndarray
@@ -41,6 +42,7 @@ class Overloaded:
         out_pointwise: bool | Sequence[bool] | None = None,
         name: str | None = None,
         static_numbers: bool = False,
+        elementwise: bool = False,
     ) -> None:
         if not callable(function):
             raise ArgumentTypeError(
@@ -50,10 +52,10 @@ class Overloaded:
         self.function = function
         self.engine = engine
         self.name = name or getattr(function, "__name__", None) or type(function).__name__
-        self.arguments = Arguments(function, engine, self.name, argnums, static_argnums, static_argnames)
+        self.arguments = Arguments(function, engine, self.name, argnums, static_argnums, static_argnames, pointwise)
         self.checkpoint, self.jit = checkpoint, jit
-        self.pointwise, self.out_pointwise = pointwise, out_pointwise
-        self.static_numbers = static_numbers
+        self.out_pointwise = check_marks(out_pointwise, "out_pointwise", self.name)
+        self.static_numbers, self.elementwise = static_numbers, elementwise
         self._prepared: dict[Any, Prepared] = {}
         update_wrapper(self, function, updated=())
 
@@ -85,7 +87,8 @@ class Overloaded:
         prepared = self._prepared.get(plan)
         if prepared is None:
             # Kept only when its first run succeeded.
-            prepared = Prepared(self, plan, leaves, structure)
+            points = self.arguments.points((*plan.taped, *plan.constant), plan.avals, args, kwargs)
+            prepared = Prepared(self, plan, leaves, structure, points)
             try:
                 outputs = prepared.run(values, constants)
             except Exception as error:
@@ -281,7 +284,9 @@ def overload(function: Callable[..., Any] | None = None, engine: str | Engine | 
         engine: the engine or its name.
         **options: ``argnums`` (positions that pass a derivative; None for every floating or complex one),
             ``static_argnums``, ``static_argnames``, ``checkpoint`` (recompute intermediate values when
-            differentiating), ``jit`` (False: run the function as it is), ``pointwise``, ``out_pointwise``, ``name``.
+            differentiating), ``jit`` (False: run the function as it is), ``name``; ``pointwise`` (a bool, or one per
+            argument: its first axis counts points that do not influence each other) and ``out_pointwise`` (the same for
+            the items of the result; None for all of them if an argument is pointwise).
 
     Returns:
         A function of arrays of any engine, taped or not, that returns :class:`ndarray` in the function's own containers.

@@ -8,8 +8,9 @@ from pyadjoint import annotate_tape
 
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.captures import check_captures
-from pyadjoint_utils.engine import Arrays, get_engine
+from pyadjoint_utils.engine import Arrays, Aval, get_engine
 from pyadjoint_utils.errors import ArgumentTypeError, CapturedValueError
+from pyadjoint_utils.points import Points, points_of_elementwise, with_outputs
 from pyadjoint_utils.rules import Rules
 from pyadjoint_utils.running import RUNNING
 from pyadjoint_utils.tapes import working_tape
@@ -39,8 +40,11 @@ class Key(tuple):
 class Prepared:
     """One function at one signature: its rules, and how its outputs are put together."""
 
-    def __init__(self, overloaded: "Overloaded", key: Key, leaves: list[Any], structure: Any) -> None:
+    def __init__(
+        self, overloaded: "Overloaded", key: Key, leaves: list[Any], structure: Any, points: Points | None
+    ) -> None:
         self.engine = engine = overloaded.engine
+        self._overloaded, self._points = overloaded, points
         self.name = overloaded.name
         self.out_structure: Any = None
         arrays = {*key.taped, *key.constant}
@@ -92,12 +96,22 @@ class Prepared:
         rules = self.rules
         outputs = rules.value((), (*values, *constants))
         if not rules.outputs:
-            rules.outputs = tuple([self.engine.aval(y) for y in outputs])
             if not outputs:
                 raise ArgumentTypeError(f"{self.name} returns no array.")
+            avals = tuple([self.engine.aval(y) for y in outputs])
+            rules.points = self._points_with(avals)
+            rules.outputs = avals
         else:
             rules.check(outputs)
         return outputs
+
+    def _points_with(self, outputs: tuple[Aval, ...]) -> Points | None:
+        inputs = self.rules.inputs
+        if self._points is None:
+            return points_of_elementwise(inputs, outputs) if self._overloaded.elementwise else None
+        result = self.engine.unflatten(self.out_structure, range(len(outputs)))
+        items = [self.engine.flatten(item)[0] for item in (result if isinstance(result, (tuple, list)) else [result])]
+        return with_outputs(self.name, self._points, self._overloaded.out_pointwise, items, inputs, outputs)
 
     def wrapped(self, outputs: Arrays, taped: list[Any], constants: Arrays) -> Any:
         """Wrap the outputs and record the call if there is something to record."""

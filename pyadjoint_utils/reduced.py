@@ -215,7 +215,7 @@ class ReducedFunction(AbstractReducedFunctional):
 
     @no_annotations
     def jac_matrix(self, m_jac: Any = None) -> Any:
-        """Return the Jacobian as dense matrices, many directions in one sweep.
+        """Return the Jacobian as matrices, many directions in one sweep.
 
         Args:
             m_jac: None for the Jacobian itself; or a matrix for each control, of the control's shape followed by axes that
@@ -223,11 +223,14 @@ class ReducedFunction(AbstractReducedFunctional):
 
         Returns:
             Entry ``[i][j]`` has the shape of output i followed by the shape of control j, in the output's engine; lists are
-            unwrapped where a single output or control was given. With ``m_jac``, entry ``[i]`` has the shape of output i
-            followed by the shared axes.
+            unwrapped where a single output or control was given. Where every path from control j to output i is pointwise,
+            one of them by a function that was declared so, entry ``[i][j]`` holds the blocks of the points,
+            ``(n, *out, *in)``: the shape of output i followed by the shape of control j without its first axis. With
+            ``m_jac``, entry ``[i]`` has the shape of output i followed by the shared axes.
 
         Raises:
             NotDifferentiableError: a complex function that is not holomorphic has no complex Jacobian.
+            ArgumentValueError: a function was declared pointwise and is not; the matrices do not fit in memory.
 
         Example:
             >>> from pyadjoint_utils import Control, ReducedFunction, array

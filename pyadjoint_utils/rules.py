@@ -5,6 +5,7 @@ from functools import cached_property
 
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
 from pyadjoint_utils.errors import NotDifferentiableError
+from pyadjoint_utils.points import Points
 
 
 class Rules:
@@ -40,6 +41,7 @@ class Rules:
         self.compiled = compiled or not engine.traces
         self.name = name
         self.outputs: tuple[Aval, ...] = ()  # known after the first run
+        self.points: Points | None = None  # likewise
         self._local: dict[tuple[tuple[int, ...], tuple[int, ...]], LocalRules] = {}
 
     @cached_property
@@ -155,7 +157,7 @@ class LocalRules:
         others = [rules.inputs[i] for i in self.others]
         constants = rules.inputs[rules.dependencies :]
         k = n + len(seeds)
-        return Rules(
+        derived = Rules(
             rules.engine,
             lambda leaves: f(leaves[:k], leaves[k:]),
             (*self.in_avals, *seeds, *others, *constants),
@@ -164,6 +166,11 @@ class LocalRules:
             compiled=rules.compiled,
             name=f"{kind}({rules.name})",
         )
+        if rules.points is not None:
+            rest = (*self.others, *range(rules.dependencies, len(rules.inputs)))
+            points = rules.points
+            derived.points = (points.adjoint if kind == "vjp" else points.tangent)(self.ins, self.outs, rest)
+        return derived
 
     @cached_property
     def vjp_rules(self) -> Rules:

@@ -5,6 +5,7 @@ import pytest
 
 from pyadjoint_utils import (
     AdjFloat,
+    ArgumentTypeError,
     ArgumentValueError,
     Control,
     NotDifferentiableError,
@@ -12,7 +13,7 @@ from pyadjoint_utils import (
     array,
     compute_jacobian_matrix,
     get_engine,
-    jacobian,
+    memory,
     overload,
     to_adjfloat,
 )
@@ -59,9 +60,9 @@ def test_blocks_equal_their_columns_at_another_point(engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("wide", [False, True], ids=["by columns", "by rows"])
-@pytest.mark.parametrize("memory", [1, 2**28], ids=["one at a time", "at once"])
-def test_a_chain_equals_the_product(engine, wide, memory, monkeypatch):
-    monkeypatch.setattr(jacobian, "MEMORY", memory)
+@pytest.mark.parametrize("sweep", [1, 2**28], ids=["one at a time", "at once"])
+def test_a_chain_equals_the_product(engine, wide, sweep, monkeypatch):
+    monkeypatch.setattr(memory, "SWEEP", sweep)
     pytest.importorskip(engine)
     matrix = A.T if wide else A
     x = array(np.arange(1.0, matrix.shape[1] + 1))
@@ -120,6 +121,34 @@ def test_a_real_control_of_a_complex_function():
     x = array(X)
     found = compute_jacobian_matrix(np.exp(1j * x), Control(x))
     np.testing.assert_allclose(found.numpy(), np.diag(1j * np.exp(1j * X)))
+
+
+def test_a_matrix_that_is_too_large_is_refused_before_it_is_tried(monkeypatch):
+    x = array(np.ones(300_000))
+    rf = ReducedFunction([x * x, x.sum()], Control(x))
+    with monkeypatch.context() as patch:
+        patch.setattr("pyadjoint_utils.jacobian.tangents", None)
+        patch.setattr("pyadjoint_utils.jacobian.adjoints", None)
+        with pytest.raises(ArgumentValueError, match=r"720\.0 GB .*\(300000, 300000\).*sparsity=.*linear_operator"):
+            rf.jac_matrix()
+    small = ReducedFunction(x.sum(), Control(x))
+    assert small.jac_matrix().shape == (300_000,)
+    monkeypatch.setattr(memory, "physical", lambda: 10**6)
+    with pytest.raises(ArgumentValueError, match=r"Jacobian takes 2\.4e-03 GB"):
+        small.jac_matrix()
+    monkeypatch.setattr(memory, "physical", lambda: None)
+    assert small.jac_matrix().shape == (300_000,)
+
+
+def test_values_without_entries_are_refused():
+    class Stranger(AdjFloat.__mro__[1]):
+        pass
+
+    x = array(X)
+    jac = ReducedFunction(x * x, Control(x))
+    jac._outputs = [Stranger()]
+    with pytest.raises(ArgumentTypeError, match="got Stranger"):
+        jac.jac_matrix()
 
 
 def test_the_engine_batches():

@@ -1,0 +1,108 @@
+"""The directions that make a matrix of derivatives: every unit direction of a variable, in parts that fit in memory."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyadjoint_utils import memory
+from pyadjoint_utils.batched import Directions, aval_of
+from pyadjoint_utils.blockwise import probe_of, same_fields
+from pyadjoint_utils.engine import Aval, get_engine, owner_of
+from pyadjoint_utils.values import ndarray
+from pyadjoint_utils.variable import bare, entered
+
+
+class UnitSeeds:
+    """The unit directions of a variable.
+
+    Args:
+        bv: the variable.
+        points: whether its first axis counts points that do not influence each other: then one direction does for all
+            points, and a random one more tells whether that is true.
+    """
+
+    def __init__(self, bv: Any, points: bool) -> None:
+        self.bv, self.aval, self._points = bv, aval_of(bv), points
+        self._shape = self.aval.shape[1:] if points else self.aval.shape
+        self.size = math.prod(self._shape)
+        self.count = self.size + points
+
+    def rows(self, part: slice) -> Any:
+        """Return some of the directions, in the engine of the variable."""
+        units = np.eye(part.stop - part.start, self.size, k=part.start, dtype=self.aval.dtype)
+        if not self._points:
+            return in_engine(units.reshape((-1, *self._shape)), self.bv)
+        rows = np.empty((len(units), *self.aval.shape), self.aval.dtype)
+        rows[:] = units.reshape((-1, 1, *self._shape))
+        if part.stop == self.count:
+            rows[-1] = probe_of(self.aval.shape)
+        return in_engine(rows, self.bv)
+
+    def as_columns(self, found: np.ndarray) -> np.ndarray:
+        """Put tangents along all directions together: their shape, then that of the variable (of one of its points)."""
+        return np.moveaxis(found[: self.size], 0, -1).reshape((*found.shape[1:], *self._shape))
+
+    def as_rows(self, found: np.ndarray) -> np.ndarray:
+        """Put cotangents of all directions together: the shape of the variable, then theirs (or of one of their points)."""
+        if not self._points:
+            return found.reshape((*self._shape, *found.shape[1:]))
+        block = np.moveaxis(found[: self.size], 0, 1)
+        return block.reshape((found.shape[1], *self._shape, *found.shape[2:]))
+
+    def hold(self, found: np.ndarray, dtypes: Sequence[np.dtype]) -> bool:
+        """Whether the random direction gave what the unit directions of each point promise."""
+        if not self._points:
+            return True
+        count = self.aval.shape[0]
+        weights = probe_of(self.aval.shape).reshape(count, self.size).T
+        weights = weights.reshape((self.size, count, *[1] * (found.ndim - 2)))
+        terms = found[:-1] * weights
+        return same_fields(found[-1], terms.sum(0), np.abs(terms).sum(0), dtypes)
+
+
+def in_parts(count: int, size: int, sweep: Callable[[slice], list[np.ndarray]]) -> list[np.ndarray]:
+    """Run a sweep over all directions, as many at once as memory allows.
+
+    Args:
+        count: the number of directions.
+        size: bytes that one direction takes.
+        sweep: takes a slice of the directions, returns arrays whose leading axis is that of the directions.
+    """
+    step = max(1, min(count, memory.SWEEP // size))
+    parts = [sweep(slice(start, min(start + step, count))) for start in range(0, max(count, 1), step)]
+    return [np.concatenate(column) if len(parts) > 1 else column[0] for column in zip(*parts, strict=True)]
+
+
+def bytes_of(variables: Iterable[Any]) -> int:
+    """What one direction takes on all of these variables."""
+    avals = [aval_of(bv) for bv in variables]
+    return max(1, sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in avals))
+
+
+def collected(values: Directions, variables: Sequence[Any], count: int) -> list[np.ndarray]:
+    """What a sweep gave for some variables, as NumPy arrays; zeros where nothing arrived."""
+    return [as_numpy(values[bv]) if bv in values else np.zeros((count, *aval_of(bv).shape)) for bv in variables]
+
+
+def in_engine(rows: np.ndarray, bv: Any) -> Any:
+    """Directions of a variable, in its engine."""
+    if not isinstance(bv.output, ndarray):
+        return rows
+    aval = bv.output.aval
+    return entered(rows.astype(aval.dtype, copy=False), Aval(rows.shape, aval.dtype), bv.output._engine)
+
+
+def as_numpy(value: Any) -> np.ndarray:
+    """An array of any engine as a NumPy array."""
+    value = bare(value)
+    engine = owner_of(value)
+    return np.asarray(value) if engine is None else engine.to_numpy(value)
+
+
+def held(block: np.ndarray, bv: Any) -> ndarray:
+    """A matrix in the engine and dtype of a variable."""
+    engine = bv.output._engine if isinstance(bv.output, ndarray) else get_engine("numpy")
+    dtype = aval_of(bv).dtype
+    return ndarray(entered(np.asarray(block, dtype, order="C"), Aval(block.shape, dtype), engine), engine)
