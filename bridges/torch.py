@@ -14,6 +14,7 @@ import torch.utils.checkpoint
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from bridges.torch_batches import batch_of, generic
 from bridges.torch_functions import FUNCTIONS
 from bridges.torch_kernels import plain_kernels
 from bridges.torch_modules import OverloadedModule, random_state, set_random_state
@@ -186,12 +187,6 @@ def _push_forward(f: Map, x: Arrays, c: Arrays, n: int) -> Arrays:
     return (*[pair.primal for pair in pairs], *dy)
 
 
-def _generic(x: torch.Tensor, k: int) -> torch.Tensor:
-    """A direction in which nothing vanishes by chance, the same at every run."""
-    wave = torch.arange(1, x.numel() + 1, dtype=torch.float64, device=x.device).mul(0.7).add(k).sin().reshape(x.shape)
-    return (wave * (1 + 0.5j)).to(x.dtype) if x.is_complex() else wave.to(x.dtype)
-
-
 def _inner(a: Iterable[torch.Tensor], b: Iterable[torch.Tensor]) -> tuple[float, float]:
     """``Re<a, b>``, and the size of what was summed."""
     products = [(x.conj() * y).real.to(torch.float64) for x, y in zip(a, b, strict=True)]
@@ -307,6 +302,8 @@ class TorchEngine(Engine):
         def jvp(x: Arrays, c: Arrays) -> Arrays:
             nonlocal forward
             if _transforming():
+                if forward is False:
+                    return self._transposed(f, x, c, n)
                 y, dy = torch.func.jvp(lambda *x: f(x, c), tuple(x[:n]), tuple(x[n:]))
                 return (*y, *dy)
             # Torch's forward formulas are not to be differentiated again: several drop a term then, without a word.
@@ -346,7 +343,7 @@ class TorchEngine(Engine):
             None if a dual level is in use, so that nothing can be said yet.
         """
         x = x[:n]
-        dx = tuple([_generic(t, k) for k, t in enumerate(x)])
+        dx = tuple([generic(t, k) for k, t in enumerate(x)])
         try:
             result = self._forward(f, (*x, *dx), c, n)
         except NotImplementedError:
@@ -354,7 +351,7 @@ class TorchEngine(Engine):
         if result is None:
             return None
         y, dy = result[: len(result) // 2], result[len(result) // 2 :]
-        u = tuple([_generic(t, k) for k, t in enumerate(y)])
+        u = tuple([generic(t, k) for k, t in enumerate(y)])
         try:
             xb = self.vjp_of(f, n)((*x, *u), c)
         except RuntimeError as error:
@@ -375,8 +372,7 @@ class TorchEngine(Engine):
         return (*y, *dy)
 
     def batch_of(self, f: Map, batched: Sequence[bool]) -> Map:
-        dims = (tuple([0 if marked else None for marked in batched]), None)
-        return lambda x, c: torch.func.vmap(f, in_dims=dims)(tuple(x), c)
+        return batch_of(f, batched, super().batch_of(f, batched))
 
     def compile(self, f: Map, avals: Sequence[Aval]) -> Map:
         base = _with_grad_mode(False, f)

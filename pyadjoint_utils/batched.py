@@ -1,25 +1,21 @@
 """Sweeps that carry many directions at once, along a leading axis."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from pyadjoint import AdjFloat, Block
+from pyadjoint import Block
 from pyadjoint.tape import no_annotations
 
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.conversion import ConversionBlock
 from pyadjoint_utils.engine import Aval, Engine, owner_of
+from pyadjoint_utils.foreign import count, one_by_one, one_by_one_twice
 from pyadjoint_utils.plan import Plan
 from pyadjoint_utils.values import ndarray
-from pyadjoint_utils.variable import accumulated, as_float, bare, entered
+from pyadjoint_utils.variable import accumulated, entered
 
 Directions = dict[Any, Any]
-
-
-def aval_of(bv: Any) -> Aval:
-    """Shape and dtype of the value that a block variable stands for."""
-    return bv.output.aval if isinstance(bv.output, ndarray) else Aval((), np.dtype(np.float64))
 
 
 @no_annotations
@@ -34,15 +30,12 @@ def tangents(plan: Plan, directions: Directions) -> Directions:
         An array of shape ``(k, *shape)`` for each variable on the way that depends on these controls.
     """
     values, cut = dict(directions), set(plan.sources)  # a source is cut off from what once computed it
-    for block in plan.derivative:
-        deps, outputs = block.get_dependencies(), block.get_outputs()
-        given = [values.get(bv) for bv in deps]
-        if all(value is None for value in given):
-            continue
-        results = _forward(block, given)
-        for bv, value in zip(outputs, results, strict=True):
-            if value is not None and bv not in cut:
-                values[bv] = accumulated(values.get(bv), value)
+    with plan.marks():
+        for block in plan.derivative:
+            given = [values.get(bv) for bv in block.get_dependencies()]
+            if any(value is not None for value in given):
+                results = zip(block.get_outputs(), _forward(block, given), strict=True)
+                _accumulate(values, [(bv, value) for bv, value in results if bv not in cut])
     return values
 
 
@@ -50,22 +43,52 @@ def tangents(plan: Plan, directions: Directions) -> Directions:
 def adjoints(plan: Plan, seeds: Directions) -> Directions:
     """Pull cotangents of the outputs back; the counterpart of :func:`tangents`."""
     values, cut = dict(seeds), set(plan.sources)
-    for block in reversed(plan.derivative):
-        outputs = block.get_outputs()
-        given = [None if bv in cut else values.pop(bv, None) for bv in outputs]
-        if all(value is None for value in given):
-            continue
-        for bv, value in zip(block.get_dependencies(), _backward(block, given, plan.touched), strict=True):
-            if value is not None:
-                values[bv] = accumulated(values.get(bv), value)
+    with plan.marks():
+        for block in reversed(plan.derivative):
+            given = [None if bv in cut else values.pop(bv, None) for bv in block.get_outputs()]
+            if any(value is not None for value in given):
+                results = _backward(block, given, plan.touched)
+                _accumulate(values, zip(block.get_dependencies(), results, strict=True))
     return values
+
+
+@no_annotations
+def second_adjoints(plan: Plan, directions: Directions, seeds: Directions) -> Directions:
+    """Return the derivatives of an adjoint along directions of the controls.
+
+    Args:
+        plan: the way from controls to outputs, linearized where the tape stands.
+        directions: an array of shape ``(k, *shape)`` for each control that varies.
+        seeds: a cotangent for each output that has one, held fixed.
+
+    Returns:
+        An array of shape ``(k, *shape)`` for each control that it depends on.
+    """
+    tangent = tangents(plan, directions)
+    first, second = dict(seeds), Directions()
+    cut = set(plan.sources)
+    with plan.marks():
+        for block in reversed(plan.derivative):
+            deps, outputs = block.get_dependencies(), block.get_outputs()
+            yb, dyb = [[None if bv in cut else values.pop(bv, None) for bv in outputs] for values in (first, second)]
+            if any(value is not None for value in (*yb, *dyb)):
+                xb, dxb = _backward_twice(block, [tangent.get(bv) for bv in deps], yb, dyb, plan.touched)
+                _accumulate(first, zip(deps, xb, strict=True))
+                _accumulate(second, zip(deps, dxb, strict=True))
+    return second
+
+
+def _accumulate(values: Directions, terms: Iterable[tuple[Any, Any]]) -> None:
+    for bv, term in terms:
+        if term is not None:
+            values[bv] = accumulated(values.get(bv), term)
 
 
 def _forward(block: Block, given: Sequence[Any]) -> list[Any]:
     if isinstance(block, ConversionBlock):
         return [_converted(given[0], block.get_outputs()[0])]
     if not isinstance(block, EngineBlock):
-        return _one_by_one(block, given, "tlm_value", block.get_dependencies(), block.get_outputs(), block.evaluate_tlm)
+        return one_by_one(block, given, "tlm_value", block.get_dependencies(), block.get_outputs())
     rules = block.rules
     ins = tuple([i for i in rules.active if given[i] is not None])
     outs = rules.differentiable
@@ -84,7 +107,7 @@ def _backward(block: Block, given: Sequence[Any], touched: set[Any]) -> list[Any
     if isinstance(block, ConversionBlock):
         return [_converted(given[0], deps[0])]
     if not isinstance(block, EngineBlock):
-        return _one_by_one(block, given, "adj_value", block.get_outputs(), deps, block.evaluate_adj)
+        return one_by_one(block, given, "adj_value", block.get_outputs(), deps)
     rules = block.rules
     outs = tuple([k for k in rules.differentiable if given[k] is not None])
     ins = tuple([i for i in rules.active if deps[i] in touched])
@@ -98,13 +121,52 @@ def _backward(block: Block, given: Sequence[Any], touched: set[Any]) -> list[Any
     return results
 
 
+def _backward_twice(
+    block: Block, dx: Sequence[Any], yb: Sequence[Any], dyb: Sequence[Any], touched: set[Any]
+) -> tuple[Sequence[Any], Sequence[Any]]:
+    """The adjoint of a Block, and its derivatives along all directions."""
+    deps = block.get_dependencies()
+    if isinstance(block, ConversionBlock):
+        first = None if yb[0] is None else block._back(yb[0])
+        return [first], [None if dyb[0] is None else _converted(dyb[0], deps[0])]
+    if not isinstance(block, EngineBlock):
+        return one_by_one_twice(block, dx, yb, dyb)
+    rules = block.rules
+    outs = tuple([k for k in rules.differentiable if yb[k] is not None or dyb[k] is not None])
+    ins = tuple([i for i in rules.active if deps[i] in touched])
+    adjoint: list[Any] = [None] * len(deps)
+    results: list[Any] = [None] * len(deps)
+    if not ins or not outs:
+        return adjoint, results
+    local = rules.at(ins, outs)
+    x, c = local.split(block.primals(), block.constants)
+    seeds = block._seeds([yb[k] for k in outs], local.out_avals, x[0])
+    for i, xb in zip(ins, local.vjp((*x, *seeds), c), strict=True):
+        adjoint[i] = xb
+    moving, arriving = [dx[i] for i in ins], [dyb[k] for k in outs]
+    if any(value is not None for value in moving):
+        rows = _rows_or_zeros([*moving, *arriving], [*local.in_avals, *local.out_avals], rules.engine)
+        for i, dxb in zip(ins, local.batched_hvp((*x, *seeds, *rows), c), strict=True):
+            results[i] = dxb
+    elif any(value is not None for value in arriving):  # without curvature it is an adjoint
+        results = _backward(block, dyb, touched)
+    return adjoint, results
+
+
+def _rows_or_zeros(values: Sequence[Any], avals: Sequence[Aval], engine: Engine) -> list[Any]:
+    size = next(count(value) for value in values if value is not None)
+    return [
+        engine.zeros(Aval((size, *aval.shape), aval.dtype)) if value is None else _entered(value, aval, engine)
+        for value, aval in zip(values, avals, strict=True)
+    ]
+
+
 def _rows(values: Sequence[Any], avals: Sequence[Aval], engine: Engine) -> list[Any]:
     return [_entered(value, aval, engine) for value, aval in zip(values, avals, strict=True)]
 
 
 def _entered(value: Any, aval: Aval, engine: Engine) -> Any:
-    size = owner_of(bare(value)).aval(bare(value)).shape[0]  # type: ignore[union-attr]
-    return entered(value, Aval((size, *aval.shape), aval.dtype), engine)
+    return entered(value, Aval((count(value), *aval.shape), aval.dtype), engine)
 
 
 def _converted(value: Any, bv: Any) -> Any:
@@ -118,40 +180,3 @@ def _converted(value: Any, bv: Any) -> Any:
 def _reshaped(value: Any, aval: Aval, engine: Engine) -> Any:
     shape = engine.aval(value).shape
     return value if shape[1:] == aval.shape else engine.enter(engine.to_numpy(value).reshape(shape[0], *aval.shape))
-
-
-def _one_by_one(
-    block: Block, given: Sequence[Any], kind: str, sources: Sequence[Any], targets: Sequence[Any], evaluate: Any
-) -> list[Any]:
-    """A Block of another package takes one direction at a time."""
-    size = next(len(_numpy(value)) for value in given if value is not None)
-    rows: list[list[Any]] = [[] for _ in targets]
-    for k in range(size):
-        for bv in (*sources, *targets):
-            setattr(bv, kind, None)
-        for bv, value in zip(sources, given, strict=True):
-            if value is not None:
-                setattr(bv, kind, _one(bv, _numpy(value)[k]))
-        evaluate()
-        for row, bv in zip(rows, targets, strict=True):
-            row.append(getattr(bv, kind))
-    for bv in (*sources, *targets):
-        setattr(bv, kind, None)
-    return [None if all(v is None for v in row) else _stacked(row, bv) for row, bv in zip(rows, targets, strict=True)]
-
-
-def _one(bv: Any, value: np.ndarray) -> Any:
-    if isinstance(bv.output, AdjFloat):
-        return AdjFloat(value)
-    return bv.output._like(np.asarray(value)) if isinstance(bv.output, ndarray) else bv.output._ad_init_object(value)
-
-
-def _stacked(row: Sequence[Any], bv: Any) -> np.ndarray:
-    zero = np.zeros(aval_of(bv).shape)
-    return np.stack([zero if v is None else np.asarray(_numpy(v)) for v in row])
-
-
-def _numpy(value: Any) -> np.ndarray:
-    value = bare(value)
-    engine = owner_of(value)
-    return np.asarray(as_float(value)) if engine is None else engine.to_numpy(value)

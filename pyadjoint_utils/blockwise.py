@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from pyadjoint import Block
 
-from pyadjoint_utils.batched import aval_of
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.conversion import ConversionBlock
 from pyadjoint_utils.differences import precision
 from pyadjoint_utils.errors import ArgumentValueError
-from pyadjoint_utils.plan import Plan
+from pyadjoint_utils.plan import Plan, aval_of
 
 Pairs = set[tuple[int, int]]
 
@@ -39,25 +38,37 @@ def pointwise_pairs(plan: Plan, outputs: Sequence[Any], controls: Sequence[Any])
         outputs: their block variables.
         controls: their block variables.
     """
-    if not any(isinstance(b, EngineBlock) and b.rules.points and b.rules.points.declared for b in plan.derivative):
-        return set()
-    found: Pairs = set()
-    unconnected: Pairs = set()
-    for j, control in enumerate(controls):
-        reached = _reached(plan, control)
-        for i, output in enumerate(outputs):
-            reach = reached.get(output)
-            if reach is None:
-                unconnected.add((i, j))
-            elif reach.pointwise and reach.declared:
-                found.add((i, j))
-    # Zeros between two fields of as many points have blocks as well.
-    fields = {i for i, _ in found}, {j for _, j in found}
-    return found | {
-        (i, j)
-        for i, j in unconnected
-        if i in fields[0] and j in fields[1] and aval_of(outputs[i]).shape[0] == aval_of(controls[j]).shape[0]
+    reached = _reached_from(plan, controls)
+    ways = {(i, j): [r[y]] if y in r else [] for i, y in enumerate(outputs) for j, r in enumerate(reached)}
+    return _blockwise(ways, outputs, controls)
+
+
+def pointwise_curvature(plan: Plan, outputs: Sequence[Any], controls: Sequence[Any]) -> Pairs:
+    """Return the pairs (j, k) of controls whose second derivatives of the outputs are block-diagonal over points."""
+    reached = _reached_from(plan, controls)
+    ways = {
+        (j, k): [way for y in outputs if y in a and y in b for way in (a[y], b[y])]
+        for j, a in enumerate(reached)
+        for k, b in enumerate(reached)
     }
+    return _blockwise(ways, controls, controls)
+
+
+def _blockwise(ways: dict[tuple[int, int], list[_Reach]], rows: Sequence[Any], columns: Sequence[Any]) -> Pairs:
+    found = {
+        pair for pair, reaches in ways.items() if all(r.pointwise for r in reaches) and any(r.declared for r in reaches)
+    }
+    fields = {i for i, _ in found}, {j for _, j in found}
+    # Zeros between two fields of as many points have blocks as well.
+    zeros = {(i, j) for (i, j), reaches in ways.items() if not reaches and i in fields[0] and j in fields[1]}
+    return found | {(i, j) for i, j in zeros if aval_of(rows[i]).shape[0] == aval_of(columns[j]).shape[0]}
+
+
+def _reached_from(plan: Plan, controls: Sequence[Any]) -> list[dict[Any, _Reach]]:
+    """What each control reaches; nothing where no function was declared pointwise."""
+    if any(isinstance(b, EngineBlock) and b.rules.points and b.rules.points.declared for b in plan.derivative):
+        return [_reached(plan, control) for control in controls]
+    return [{} for _ in controls]
 
 
 def _reached(plan: Plan, control: Any) -> dict[Any, _Reach]:

@@ -7,7 +7,7 @@ import numpy as np
 from pyadjoint import AdjFloat
 from pyadjoint.enlisting import Enlist
 
-from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, NotDifferentiableError
+from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
 from pyadjoint_utils.functional import ReducedFunctional
 from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.values import ndarray
@@ -112,43 +112,6 @@ class ReducedFunctionNumPy:
             values.append(_shaped(part, like, what))
             offset += _size(like)
         return enlisted.delist(values)
-
-
-def linear_operator(rf: ReducedFunction) -> Any:
-    """Return the Jacobian where a function stands; see :meth:`ReducedFunction.linear_operator`."""
-    from scipy.sparse.linalg import LinearOperator  # imported where it is used
-
-    from pyadjoint_utils.jacobian import Jacobian
-
-    flat = ReducedFunctionNumPy(rf)
-    kinds = {"c" if _dtype(value).kind == "c" else "f" for value in (*flat._controls, *flat._outputs)}
-    if len(kinds) > 1:
-        raise NotDifferentiableError(
-            "A linear operator has one dtype, but real and complex numbers stand among these controls and outputs. Use "
-            "jac_action and adj_jac_action, or make all of them complex: x.astype(complex)."
-        )
-    rf._linearize()
-    jacobian = Jacobian(rf._plan, rf._outputs, rf._controls)
-    if kinds == {"c"}:
-        for control in rf._controls:
-            jacobian._check_holomorphic(control.block_variable)
-
-    def matmat(x: np.ndarray) -> np.ndarray:
-        rf._linearize()
-        parts, offset = [], 0
-        for like in flat._controls:
-            shape = like.shape if isinstance(like, ndarray) else ()
-            parts.append(x[offset : offset + _size(like)].reshape((*shape, x.shape[1])))
-            offset += _size(like)
-        return np.concatenate([block.numpy().reshape(-1, x.shape[1]) for block in jacobian.times(parts)])
-
-    return LinearOperator(
-        flat.shape,
-        matvec=lambda x: flat.jac_action(np.ravel(x)),
-        rmatvec=lambda y: flat.adj_jac_action(np.ravel(y)),
-        matmat=matmat,
-        dtype=np.complex128 if kinds == {"c"} else np.float64,
-    )
 
 
 def _size(value: Any) -> int:

@@ -131,8 +131,33 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
     @no_annotations
     def hess_action(self, m_dot: Any, adj: Any) -> Any:
         """Return the Hessian action times a cotangent."""
-        scaled = [self._scaled(*self._function._checked(adj, self._function._outputs, "seeds"))]
-        return self._function.hess_action(m_dot, scaled)
+        return self._function.hess_action(m_dot, self._scaled_seed(adj))
+
+    @no_annotations
+    def jac_matrix(self, m_jac: Any = None) -> Any:
+        """Return the derivative as matrices; as :meth:`ReducedFunction.jac_matrix`, times ``scale``."""
+        result = self._function.jac_matrix(m_jac)
+        if m_jac is not None:
+            return self._scaled(result)
+        return self.controls.delist([self._scaled(block) for block in Enlist(result)])
+
+    @no_annotations
+    def hess_matrix(self, adj: Any = None) -> Any:
+        """Return the second derivatives as matrices; as :meth:`ReducedFunction.hess_matrix`, times ``scale``."""
+        return self._function.hess_matrix(self._scaled_seed(adj))
+
+    def linear_operator(self, of: str = "jacobian", adj: Any = None) -> Any:
+        """Return an operator of SciPy; as :meth:`ReducedFunction.linear_operator`, times ``scale``."""
+        if of == "hessian":
+            return self._function.linear_operator(of, self._scaled_seed(adj))
+        operator = self._function.linear_operator(of, adj)
+        return operator if self.scale == 1.0 else self.scale * operator
+
+    def _scaled_seed(self, adj: Any) -> Any:
+        function = self._function
+        return self._scaled(
+            *function._checked(function._unit_seed() if adj is None else adj, function._outputs, "seeds")
+        )
 
     def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
         """Return ``(self(values), self.derivative())``."""

@@ -8,12 +8,12 @@ import numpy as np
 from pyadjoint import AdjFloat
 from pyadjoint.enlisting import Enlist
 
-from pyadjoint_utils.batched import adjoints, aval_of, tangents
+from pyadjoint_utils.batched import adjoints, tangents
 from pyadjoint_utils.blockwise import Pairs, false_claim, pointwise_pairs
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, NotDifferentiableError
 from pyadjoint_utils.memory import check_matrix
-from pyadjoint_utils.plan import Plan
-from pyadjoint_utils.seeds import UnitSeeds, as_numpy, bytes_of, collected, held, in_engine, in_parts
+from pyadjoint_utils.plan import Plan, aval_of
+from pyadjoint_utils.seeds import UnitSeeds, along, as_numpy, bytes_of, collected, held, in_engine, in_parts
 from pyadjoint_utils.values import ndarray
 
 
@@ -45,9 +45,7 @@ class Jacobian:
         pairs = {(i, j) for i in range(len(self.outputs)) for j in range(len(self.controls))}
         pointwise = pointwise_pairs(self.plan, self.outputs, self.controls)
         self._check_memory(pairs, pointwise)
-        for bv in self.controls:
-            if aval_of(bv).dtype.kind == "c":
-                self._check_holomorphic(bv)
+        self.check_holomorphic()
         found = self._blocks(pairs - pointwise, False) | self._blocks(pointwise, True)
         return [[found[i, j] for j in range(len(self.controls))] for i in range(len(self.outputs))]
 
@@ -64,17 +62,19 @@ class Jacobian:
         (trail,) = trails
         count = math.prod(trail)
         directions = [m.reshape(-1, count).T.reshape((count, *a.shape)) for m, a in zip(matrices, avals, strict=True)]
-
-        def push(part: slice) -> list[np.ndarray]:
-            given = {bv: in_engine(d[part], bv) for bv, d in zip(self.controls, directions, strict=True)}
-            return collected(tangents(self.plan, given), self.outputs, part.stop - part.start)
-
-        parts = in_parts(count, self._bytes, push)
         shapes = [aval_of(bv).shape for bv in self.outputs]
         return [
-            held(np.moveaxis(part, 0, -1).reshape((*shape, *trail)), bv)
-            for part, shape, bv in zip(parts, shapes, self.outputs, strict=True)
+            held(np.moveaxis(found, 0, -1).reshape((*shape, *trail)), bv)
+            for found, shape, bv in zip(self.push(directions), shapes, self.outputs, strict=True)
         ]
+
+    def push(self, directions: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the outputs' tangents along directions of the controls, both stacked along a leading axis."""
+        return along(tangents, self.plan, dict(zip(self.controls, directions, strict=True)), self.outputs, self._bytes)
+
+    def pull(self, seeds: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the controls' cotangents for cotangents of the outputs, both stacked along a leading axis."""
+        return along(adjoints, self.plan, dict(zip(self.outputs, seeds, strict=True)), self.controls, self._bytes)
 
     def _blocks(self, pairs: Pairs, points: bool) -> dict[tuple[int, int], ndarray]:
         """Compute some blocks by columns or by rows, whichever are fewer."""
@@ -116,7 +116,13 @@ class Jacobian:
             size += math.prod(shapes[-1]) * output.dtype.itemsize
         check_matrix("Jacobian", shapes, size, 'jac_matrix(sparsity="detect"), linear_operator() or jac_action')
 
-    def _check_holomorphic(self, bv: Any) -> None:
+    def check_holomorphic(self) -> None:
+        """Raise if an output is no holomorphic function of a complex control: then there is no complex matrix."""
+        for bv in self.controls:
+            if aval_of(bv).dtype.kind == "c":
+                self._check_linear(bv)
+
+    def _check_linear(self, bv: Any) -> None:
         aval = aval_of(bv)
         rng = np.random.default_rng(0)
         d = rng.standard_normal(aval.shape) + 1j * rng.standard_normal(aval.shape)

@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from pyadjoint import AdjFloat, Block, Tape
 from pyadjoint.tape import stop_annotating
 
 from pyadjoint_utils.block import EngineBlock
+from pyadjoint_utils.engine import Aval
 from pyadjoint_utils.tapes import TapeState
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import Variable
@@ -76,22 +78,22 @@ class Plan:
 
     def tangent(self) -> None:
         """Propagate ``tlm_value`` of the controls to the outputs."""
-        with stop_annotating(), self._marks():
+        with stop_annotating(), self.marks():
             for block in self._sweep("Evaluating TLM", self.derivative):
                 self._isolated(block, _tangent_of, ("tlm_value",))
 
     def adjoint(self) -> None:
         """Propagate ``adj_value`` of the outputs to the controls."""
-        with stop_annotating(), self._marks():
+        with stop_annotating(), self.marks():
             for block in self._sweep("Evaluating adjoint", self.derivative[::-1]):
                 self._isolated(block, _adjoint_of, ("adj_value",))
                 self._consume(block, "adj_value")
 
     def second_adjoint(self) -> None:
         """Propagate ``adj_value`` and ``hessian_value`` together, after :meth:`tangent`."""
-        with stop_annotating(), self._marks():
+        with stop_annotating(), self.marks():
             for block in self._sweep("Evaluating Hessian", self.derivative[::-1]):
-                self._isolated(block, _second_adjoint_of, ("adj_value", "hessian_value"))
+                self._isolated(block, second_adjoint_of, ("adj_value", "hessian_value"))
                 self._consume(block, "adj_value", "hessian_value")
 
     def clear(self, *kinds: str) -> None:
@@ -110,7 +112,8 @@ class Plan:
                     setattr(bv, kind, None)
 
     @contextmanager
-    def _marks(self) -> Iterator[None]:
+    def marks(self) -> Iterator[None]:
+        """Mark what depends on the controls, as Pyadjoint's Blocks look for it."""
         for bv in self._marked:
             bv.is_control_dependent = True
         try:
@@ -142,7 +145,8 @@ def _adjoint_of(block: Block) -> None:
     block.evaluate_adj(markings=True)
 
 
-def _second_adjoint_of(block: Block) -> None:
+def second_adjoint_of(block: Block) -> None:
+    """Propagate ``adj_value`` and ``hessian_value`` over a Block."""
     if isinstance(block, EngineBlock):
         block.evaluate_adj_and_hessian(markings=True)
         return
@@ -153,6 +157,11 @@ def _second_adjoint_of(block: Block) -> None:
             bv.hessian_value = bv.output._ad_init_zero(dual=True)
     block.evaluate_adj(markings=True)
     block.evaluate_hessian(markings=True)
+
+
+def aval_of(bv: Any) -> Aval:
+    """Shape and dtype of the value that a block variable stands for."""
+    return bv.output.aval if isinstance(bv.output, ndarray) else Aval((), np.dtype(np.float64))
 
 
 def recorded_value(bv: Any) -> Any:

@@ -242,17 +242,53 @@ class ReducedFunction(AbstractReducedFunctional):
 
         return jacobian_matrix(self, m_jac)
 
-    def linear_operator(self) -> Any:
-        """Return the Jacobian as a :class:`scipy.sparse.linalg.LinearOperator`, for LSQR, GMRES or eigsh.
+    @no_annotations
+    def hess_matrix(self, adj: Any = None) -> Any:
+        """Return all second derivatives of ``<adj, self>`` as matrices, many directions in one sweep.
 
-        It speaks of flat vectors as :class:`ReducedFunctionNumPy` does, and follows this function: its products are taken
-        at the last evaluation's point at the time of the product.
+        Args:
+            adj: one cotangent per output, held fixed, None for outputs that do not count; None for 1, which only a real
+                scalar takes.
 
         Returns:
-            The operator with ``matvec``, ``rmatvec`` and ``matmat``; float64, or complex128 if everything is complex.
+            Entry ``[j][k]`` has the shape of control j followed by the shape of control k, in the engine of control j;
+            unwrapped where a single control was given. Where the outputs depend on both controls along pointwise paths, it
+            holds the blocks of the points, as for :meth:`jac_matrix`.
 
         Raises:
-            NotDifferentiableError: real and complex values are mixed, or a complex function is not holomorphic.
+            NotDifferentiableError: a control is complex, for which there is no such matrix; or there is no ``adj`` for what
+                is no real scalar.
+            ArgumentValueError: a function was declared pointwise and is not; the matrices do not fit in memory.
+
+        Example:
+            >>> from pyadjoint_utils import Control, ReducedFunction, array
+            >>> x = array([1.0, 2.0])
+            >>> ReducedFunction((x**3).sum(), Control(x)).hess_matrix().tolist()
+            [[6.0, 0.0], [0.0, 12.0]]
+        """
+        from pyadjoint_utils.hessian_matrix import hessian_matrix  # it stands on what stands on this module
+
+        return hessian_matrix(self, adj)
+
+    def linear_operator(self, of: str = "jacobian", adj: Any = None) -> Any:
+        """Return the Jacobian or the Hessian as a :class:`scipy.sparse.linalg.LinearOperator`, for LSQR, GMRES or eigsh.
+
+        It speaks of flat vectors as :class:`ReducedFunctionNumPy` does, and follows this function: its products are taken
+        at the last evaluation's point at the time of the product. The Hessian of complex controls acts on real vectors,
+        real and imaginary parts in turn (``z.view(float)``), since it is linear over the real numbers alone.
+
+        Args:
+            of: ``"jacobian"``, or ``"hessian"`` for the derivative of ``J^H adj``.
+            adj: one cotangent per output, for the Hessian; None for 1, which only a real scalar takes.
+
+        Returns:
+            The operator with ``matvec``, ``rmatvec``, ``matmat`` and ``rmatmat``, which take all columns in one sweep. The
+            Jacobian's is float64, or complex128 if everything is complex; the Hessian's is float64 and symmetric.
+
+        Raises:
+            NotDifferentiableError: a Jacobian with real and complex values, or of a complex function that is not
+                holomorphic.
+            ArgumentValueError: another name than these two, or ``adj`` for the Jacobian.
 
         Example:
             >>> import numpy as np
@@ -262,9 +298,9 @@ class ReducedFunction(AbstractReducedFunctional):
             >>> (operator @ np.ones(2)).tolist()
             [2.0, 4.0]
         """
-        from pyadjoint_utils.flat import linear_operator  # it stands on what stands on this module
+        from pyadjoint_utils.linear_operators import linear_operator  # it stands on what stands on this module
 
-        return linear_operator(self)
+        return linear_operator(self, of, adj)
 
     # The names that Pyadjoint's solvers use ------------------------------------------------------------------------------
 

@@ -149,6 +149,12 @@ class LocalRules:
         """The adjoint over a leading axis of ``yb``."""
         return self._batched(self.vjp_map, [False] * self.n + [True] * self.m)
 
+    @cached_property
+    def batched_hvp(self) -> Map:
+        """The derivative of the adjoint over a leading axis of its directions: ``((*x, *yb, *dx, *dyb), c) -> dxb``."""
+        both, n, m = self.rules.engine.jvp_of(self.vjp_map, self.n + self.m), self.n, self.m
+        return self._batched(lambda x, c: both(x, c)[n:], [False] * (n + m) + [True] * (n + m))
+
     def _batched(self, f: Map, batched: Sequence[bool]) -> Map:
         return self.rules.prepare(self.rules.engine.batch_of(f, batched))
 

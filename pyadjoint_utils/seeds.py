@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from pyadjoint_utils import memory
-from pyadjoint_utils.batched import Directions, aval_of
+from pyadjoint_utils.batched import Directions
 from pyadjoint_utils.blockwise import probe_of, same_fields
 from pyadjoint_utils.engine import Aval, get_engine, owner_of
+from pyadjoint_utils.errors import ArgumentTypeError
+from pyadjoint_utils.plan import Plan, aval_of
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import bare, entered
 
@@ -25,31 +27,31 @@ class UnitSeeds:
 
     def __init__(self, bv: Any, points: bool) -> None:
         self.bv, self.aval, self._points = bv, aval_of(bv), points
-        self._shape = self.aval.shape[1:] if points else self.aval.shape
-        self.size = math.prod(self._shape)
-        self.count = self.size + points
+        self.shape = self.aval.shape[1:] if points else self.aval.shape
+        self.size = math.prod(self.shape)
+        self.count = max(1, self.size + points)  # of nothing, one direction without entries
 
     def rows(self, part: slice) -> Any:
         """Return some of the directions, in the engine of the variable."""
         units = np.eye(part.stop - part.start, self.size, k=part.start, dtype=self.aval.dtype)
         if not self._points:
-            return in_engine(units.reshape((-1, *self._shape)), self.bv)
+            return in_engine(units.reshape((len(units), *self.shape)), self.bv)
         rows = np.empty((len(units), *self.aval.shape), self.aval.dtype)
-        rows[:] = units.reshape((-1, 1, *self._shape))
+        rows[:] = units.reshape((len(units), 1, *self.shape))
         if part.stop == self.count:
             rows[-1] = probe_of(self.aval.shape)
         return in_engine(rows, self.bv)
 
     def as_columns(self, found: np.ndarray) -> np.ndarray:
         """Put tangents along all directions together: their shape, then that of the variable (of one of its points)."""
-        return np.moveaxis(found[: self.size], 0, -1).reshape((*found.shape[1:], *self._shape))
+        return np.moveaxis(found[: self.size], 0, -1).reshape((*found.shape[1:], *self.shape))
 
     def as_rows(self, found: np.ndarray) -> np.ndarray:
         """Put cotangents of all directions together: the shape of the variable, then theirs (or of one of their points)."""
         if not self._points:
-            return found.reshape((*self._shape, *found.shape[1:]))
+            return found[: self.size].reshape((*self.shape, *found.shape[1:]))
         block = np.moveaxis(found[: self.size], 0, 1)
-        return block.reshape((found.shape[1], *self._shape, *found.shape[2:]))
+        return block.reshape((found.shape[1], *self.shape, *found.shape[2:]))
 
     def hold(self, found: np.ndarray, dtypes: Sequence[np.dtype]) -> bool:
         """Whether the random direction gave what the unit directions of each point promise."""
@@ -71,8 +73,27 @@ def in_parts(count: int, size: int, sweep: Callable[[slice], list[np.ndarray]]) 
         sweep: takes a slice of the directions, returns arrays whose leading axis is that of the directions.
     """
     step = max(1, min(count, memory.SWEEP // size))
-    parts = [sweep(slice(start, min(start + step, count))) for start in range(0, max(count, 1), step)]
+    parts = [sweep(slice(start, min(start + step, count))) for start in range(0, count, step)]
     return [np.concatenate(column) if len(parts) > 1 else column[0] for column in zip(*parts, strict=True)]
+
+
+def along(sweep: Any, plan: Plan, given: dict[Any, np.ndarray], ends: Sequence[Any], size: int) -> list[np.ndarray]:
+    """Run a sweep along given directions, in parts that fit in memory.
+
+    Args:
+        sweep: :func:`tangents` or one that is called like it.
+        plan: the way from controls to outputs.
+        given: an array of shape ``(k, *shape)`` for each variable that it begins with.
+        ends: the variables whose values are returned.
+        size: bytes that one direction takes.
+    """
+
+    def run(part: slice) -> list[np.ndarray]:
+        values = sweep(plan, {bv: in_engine(d[part], bv) for bv, d in given.items()})
+        return collected(values, ends, part.stop - part.start)
+
+    count = len(next(iter(given.values())))
+    return in_parts(count, size, run) if count else [np.zeros((0, *aval_of(bv).shape)) for bv in ends]
 
 
 def bytes_of(variables: Iterable[Any]) -> int:
@@ -88,9 +109,13 @@ def collected(values: Directions, variables: Sequence[Any], count: int) -> list[
 
 def in_engine(rows: np.ndarray, bv: Any) -> Any:
     """Directions of a variable, in its engine."""
+    aval = aval_of(bv)
+    if rows.dtype.kind == "c" and aval.dtype.kind != "c":
+        if np.any(rows.imag):
+            raise ArgumentTypeError(f"Directions of a real value ({aval}) must be real; got {rows.dtype}{rows.shape}.")
+        rows = rows.real
     if not isinstance(bv.output, ndarray):
         return rows
-    aval = bv.output.aval
     return entered(rows.astype(aval.dtype, copy=False), Aval(rows.shape, aval.dtype), bv.output._engine)
 
 

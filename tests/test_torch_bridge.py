@@ -138,6 +138,54 @@ def test_checkpointed_functions_are_right_to_third_order():
     check(engine.checkpoint(lambda x, c: (x[0].sin() * x[1].exp(),)), (normal(3), normal(3, seed=5)), 3)
 
 
+class WrongBatch(Cube):
+    """Its adjoint has a rule for batches that contradicts single rows."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, g):
+        return WrongBatchAdjoint.apply(*ctx.saved_tensors, g)
+
+
+class WrongBatchAdjoint(torch.autograd.Function):
+    @staticmethod
+    def forward(x, g):
+        return 3 * x**2 * g
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def vmap(info, in_dims, x, g):
+        return x * g, 0
+
+
+@pytest.mark.parametrize("name", ["no forward formula", "wrong forward formula", "wrong batch", "determinant", "group"])
+def test_batches_of_rows_are_what_single_rows_are(name):
+    g = {**FUNCTIONS, **NORMS, "wrong batch": lambda x: WrongBatch.apply(x.sin()) * x}[name]
+    f, x = lambda x, c: (g(x[0]),), normal(3, 4)
+    (y,) = f((x,), ())
+    vjp, rows = engine.vjp_of(f, 1), normal(2, *y.shape)
+    batched = compiled(engine.batch_of(vjp, [False, True]))
+    for _ in range(2):
+        torch.testing.assert_close(batched((x, rows), ())[0], torch.stack([vjp((x, r), ())[0] for r in rows]))
+    if name != "wrong batch":
+        hvp, dx = engine.jvp_of(vjp, 2), normal(2, 3, 4)
+        found = compiled(engine.batch_of(hvp, [False, False, True, True]))((x, rows[0], dx, rows), ())[1]
+        single = [compiled(hvp)((x, rows[0], d, r), ())[1] for d, r in zip(dx, rows, strict=True)]
+        torch.testing.assert_close(found, torch.stack(single))
+
+
 def test_a_backward_that_leaves_torch_is_refused_at_second_order():
     def f(x, c):
         return (DetachedCube.apply(x[0]),)
