@@ -1,5 +1,6 @@
 """Run all benchmarks: ``python -m benchmarks``."""
 
-from benchmarks import blocks
+from benchmarks import blocks, jacobians
 
 blocks.main()
+jacobians.main()

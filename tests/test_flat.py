@@ -93,6 +93,7 @@ def test_the_operator_is_the_jacobian_where_the_function_stands():
     for point in (POINT, DIRECTION):
         ReducedFunctionNumPy(rf)(point)
         np.testing.assert_allclose(operator @ np.eye(7), jacobian(point), atol=1e-15)
+        np.testing.assert_allclose(operator.rmatmat(np.eye(7)), jacobian(point).T, atol=1e-15)
         np.testing.assert_allclose(operator.matvec(POINT), jacobian(point) @ POINT)
         np.testing.assert_allclose(operator.rmatvec(POINT), jacobian(point).T @ POINT)
     wanted = np.linalg.lstsq(jacobian(DIRECTION), POINT, rcond=None)[0]
@@ -107,6 +108,8 @@ def test_a_complex_operator_solves_a_complex_system():
     full = matrix * (2 * z.numpy())
     rhs = RNG.standard_normal(3) + 1j
     np.testing.assert_allclose(operator.rmatvec(rhs), full.conj().T @ rhs)
+    np.testing.assert_allclose(operator @ np.eye(3)[:, :2], full[:, :2])
+    np.testing.assert_allclose(operator.rmatmat(np.outer(rhs, rhs)), full.conj().T @ np.outer(rhs, rhs))
     np.testing.assert_allclose(gmres(operator, rhs, rtol=1e-12)[0], np.linalg.solve(full, rhs), rtol=1e-8)
 
 

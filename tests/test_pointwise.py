@@ -426,3 +426,34 @@ def test_functionals_of_fields_are_as_before():
     J = ReducedFunctional((stretch("autograd")(x, P) ** 2).sum(), Control(x))
     y = stretch("autograd")(F, P).numpy()
     np.testing.assert_allclose(J.derivative().numpy(), np.einsum("nab,nabcd->ncd", 2 * y, stretch_blocks(F, P)))
+
+
+def test_an_onnx_model():
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnx2fx")
+    from pyadjoint_utils import overload_onnx
+
+    x, y = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.DOUBLE, ["N", 3]) for n in "xy"]
+    weights = onnx.numpy_helper.from_array(np.arange(9.0).reshape(3, 3) / 9, "w")
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["h"]), onnx.helper.make_node("Tanh", ["h"], ["y"])]
+    graph = onnx.helper.make_graph(nodes, "layer", [x], [y], [weights])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    g, w = array(G), np.arange(9.0).reshape(3, 3) / 9
+    by_input = compute_jacobian_matrix(overload_onnx(model, pointwise=True)(g), Control(g))
+    expected = (1 - np.tanh(G @ w) ** 2)[:, :, None] * w.T
+    np.testing.assert_allclose(by_input.numpy(), expected, rtol=1e-12)
+
+
+def test_a_module_of_torch_is_pointwise_in_its_input_alone():
+    torch = pytest.importorskip("torch")
+    from pyadjoint_utils import overload_torch, parameters
+
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh()).double()
+    weights, g = parameters(net), array(G)
+    f = overload_torch(net, pointwise=(False, True))
+    rf = ReducedFunction(f(weights, g), [Control(g), Control(weights["0.weight"])])
+    by_input, by_weight = rf.jac_matrix()
+    w, b = (p.detach().numpy() for p in net.parameters())
+    slope = 1 - np.tanh(G @ w.T + b) ** 2
+    np.testing.assert_allclose(by_input.numpy(), slope[:, :, None] * w, rtol=1e-12)
+    np.testing.assert_allclose(by_weight.numpy(), np.einsum("no,op,ni->nopi", slope, np.eye(2), G), rtol=1e-12)
