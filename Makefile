@@ -4,7 +4,7 @@
 VENV := .venv
 STAMP := $(VENV)/.stamp
 RUN := $(VENV)/bin/python
-SOURCES := $(wildcard pyadjoint_utils bridges demos)
+SOURCES := $(wildcard pyadjoint_utils bridges demos pytest_pyadjoint_utils.py)
 DEMOS ?= $(sort $(wildcard demos/[a-z]*.py))
 
 # Given none, the first of these that exists and is of a version that constraints.txt has packages for.

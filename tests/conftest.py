@@ -11,7 +11,7 @@ from pyadjoint_utils import (
     set_working_tape,
 )
 
-pytest_plugins = ["conformance_plugin"]
+pytest_plugins = ["pytest_pyadjoint_utils", "pyadjoint_utils.testing.plugin"]
 
 
 @pytest.fixture(autouse=True)

@@ -18,9 +18,9 @@ from pyadjoint_utils import engine
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = sorted(
-    f"{package.__name__}.{module.name}"
+    module.name
     for package in (pyadjoint_utils, bridges)
-    for module in pkgutil.iter_modules(package.__path__)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
 )
 OPTIONAL = ("jax", "tensorflow", "torch", "onnx", "matplotlib")
 SYBIL = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], path=str(ROOT))

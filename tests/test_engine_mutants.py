@@ -1,38 +1,23 @@
 """Engines and tapes that are wrong on purpose: the scenario checks must find each of them."""
 
-import functools
-
 import engines
 import numpy as np
 import pytest
-from scenario_checks import (
-    check_adjoint,
-    check_hvp,
-    check_jvp,
-    check_points,
-    check_taylor,
-    check_value,
-    check_verify,
-    check_vjp,
-    record,
-)
-from scenarios import BY_NAME
 
-from pyadjoint_utils import get_engine, overload
+from pyadjoint_utils import get_engine
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.engine import convert
 from pyadjoint_utils.reduced import ReducedFunction
+from pyadjoint_utils.testing import BY_NAME, CHECKS, record
 from pyadjoint_utils.variable import Variable
 
-ALL = (check_value, check_jvp, check_vjp, check_hvp, check_points, check_adjoint, check_taylor, check_verify)
+pytestmark = pytest.mark.engine_property("mutants")
 real_engines = pytest.mark.parametrize("engine", ["jax", "torch"])
 
 
 def recorded(engine, scenario):
-    e = engines.namespace(getattr(engine, "name", engine))
-    scenario = BY_NAME[scenario]
-    function = functools.partial(scenario.function, e)
-    return record(overload(function, engine, **scenario.options), scenario, "double")
+    engines.namespace(getattr(engine, "name", engine))
+    return record(engine, BY_NAME[scenario])
 
 
 def mutant(name, **methods):
@@ -45,7 +30,7 @@ def mutant(name, **methods):
 def assert_caught(case, *checks):
     for check in checks:
         with pytest.raises(AssertionError):
-            check(case)
+            CHECKS[check](case)
 
 
 def original(method):
@@ -60,7 +45,7 @@ vjp_of, jvp_of, compiled = original("vjp_of"), original("jvp_of"), original("com
 @pytest.mark.parametrize("scenario", ["elementwise", "two in, two out", "holomorphic", "complex times real"])
 def test_an_unchanged_subclass_passes(engine, scenario):
     case = recorded(mutant(engine), scenario)
-    for check in ALL:
+    for check in CHECKS.values():
         check(case)
 
 
@@ -74,8 +59,8 @@ def test_zero_derivatives(engine):
         return lambda x, c: tuple([xb * 0 for xb in vjp(x, c)])
 
     case = recorded(mutant(engine, vjp_of=zero_vjp), "elementwise")
-    check_value(case)
-    assert_caught(case, check_vjp, check_hvp, check_points, check_taylor, check_verify)
+    CHECKS["value"](case)
+    assert_caught(case, "VJP", "HVP", "points", "Taylor", "verify")
 
 
 @real_engines
@@ -91,8 +76,8 @@ def test_zero_tangents(engine):
         return call
 
     case = recorded(mutant(engine, jvp_of=zero_jvp), "elementwise")
-    check_vjp(case)
-    assert_caught(case, check_jvp, check_hvp, check_adjoint, check_taylor, check_verify)
+    CHECKS["VJP"](case)
+    assert_caught(case, "JVP", "HVP", "adjoint", "Taylor", "verify")
 
 
 @real_engines
@@ -107,10 +92,10 @@ def test_missing_conjugation(engine, scenario):
 
     broken = mutant(engine, vjp_of=transposed)
     case = recorded(broken, scenario)
-    check_value(case)
-    check_jvp(case)
-    assert_caught(case, check_vjp, check_hvp, check_points, check_adjoint, check_taylor, check_verify)
-    check_vjp(recorded(broken, "elementwise"))
+    CHECKS["value"](case)
+    CHECKS["JVP"](case)
+    assert_caught(case, "VJP", "HVP", "points", "adjoint", "Taylor", "verify")
+    CHECKS["VJP"](recorded(broken, "elementwise"))
 
 
 def dropping(tangents):
@@ -138,25 +123,18 @@ def dropping(tangents):
 @real_engines
 def test_dropped_curvature(engine):
     case = recorded(mutant(engine, **dropping("primals")), "elementwise")
-    check_vjp(case)
-    check_jvp(case)
-    assert_caught(case, check_hvp, check_points, check_taylor, check_verify)
+    CHECKS["VJP"](case)
+    CHECKS["JVP"](case)
+    assert_caught(case, "HVP", "points", "Taylor", "verify")
 
 
 @real_engines
-def test_dropped_second_adjoint(engine):
-    """Only a composition shows it: f(f(x)) with the first derivative's own tangent missing."""
-    e = engines.namespace(engine)
-    scenario = BY_NAME["elementwise"]
-    function = functools.partial(scenario.function, e)
-    for broken in (False, True):
-        f = overload(function, mutant(engine, **(dropping("seeds") if broken else {})))
-        case = record(lambda x, f=f: f(f(x)), scenario, "double")
-        if broken:
-            assert_caught(case, check_taylor, check_verify)
-        else:
-            check_taylor(case)
-            check_verify(case)
+@pytest.mark.parametrize("scenario", ["elementwise", "two in, two out"])
+def test_dropped_second_adjoint(engine, scenario):
+    """Only a chain of Blocks shows it: the first derivative's own tangent is missing."""
+    case = recorded(mutant(engine, **dropping("seeds")), scenario)
+    CHECKS["HVP"](case)
+    assert_caught(case, "chain")
 
 
 @real_engines
@@ -184,8 +162,8 @@ def test_stale_point(engine):
         return call
 
     case = recorded(mutant(engine, vjp_of=marked, compile=keeping), "elementwise")
-    check_vjp(case)  # the first point is right
-    assert_caught(case, check_points)
+    CHECKS["VJP"](case)  # the first point is right
+    assert_caught(case, "points")
 
 
 # The tape --------------------------------------------------------------------------------------------------------------
@@ -210,8 +188,8 @@ def test_derivatives_at_the_recorded_point(engine, monkeypatch):
 
     for name in ("evaluate_adj", "evaluate_tlm", "evaluate_adj_and_hessian"):
         monkeypatch.setattr(EngineBlock, name, stale(getattr(EngineBlock, name)))
-    check_value(case)
-    assert_caught(case, check_jvp, check_vjp, check_hvp, check_points, check_taylor, check_verify)
+    CHECKS["value"](case)
+    assert_caught(case, "JVP", "VJP", "HVP", "points", "Taylor", "verify")
 
 
 @real_engines
@@ -220,15 +198,15 @@ def test_missing_accumulation_across_a_branch(engine, monkeypatch):
     e = engines.namespace(engine)
     f = e.overload(lambda x: e.sin(x))
     g = e.overload(lambda a, x: a * x)
-    case = record(lambda x: g(f(x), x), BY_NAME["elementwise"], "double")
-    for check in ALL:
+    case = record(engine, BY_NAME["elementwise"], function=lambda x: g(f(x), x))
+    for check in CHECKS.values():
         check(case)
-    for kind, first in (("adj", check_vjp), ("hessian", check_hvp)):
+    for kind, first in (("adj", "VJP"), ("hessian", "HVP")):
         with monkeypatch.context() as patch:
             field = f"{kind}_value"
             patch.setattr(Variable, f"add_{kind}_output", lambda self, v, field=field: setattr(self, field, v))
-            check_jvp(case)
-            assert_caught(case, first, check_points, check_taylor, check_verify)
+            CHECKS["JVP"](case)
+            assert_caught(case, first, "points", "Taylor", "verify")
 
 
 @real_engines
@@ -236,7 +214,7 @@ def test_tape_left_at_another_functions_point(engine, monkeypatch):
     """A derivative where somebody else evaluated last, not where this function did."""
     e = engines.namespace(engine)
     f = e.overload(lambda x: e.sin(x) * x)
-    case = record(f, BY_NAME["elementwise"], "double")
+    case = record(engine, BY_NAME["elementwise"], function=f)
     other = ReducedFunction(case.outputs, case.rf.controls, case.rf.tape)
 
     def interrupted(self, *args, inner=ReducedFunction.__call__):
@@ -245,7 +223,7 @@ def test_tape_left_at_another_functions_point(engine, monkeypatch):
         return result
 
     monkeypatch.setattr(ReducedFunction, "__call__", interrupted)
-    check_vjp(case)
-    check_hvp(case)
+    CHECKS["VJP"](case)
+    CHECKS["HVP"](case)
     monkeypatch.setattr(ReducedFunction, "_linearize", lambda self: None)
-    assert_caught(case, check_jvp, check_vjp, check_hvp, check_points)
+    assert_caught(case, "JVP", "VJP", "HVP", "points")

@@ -23,6 +23,7 @@ from pyadjoint_utils import (
     verify,
 )
 
+pytestmark = pytest.mark.engine_property("pairs")
 PAIRS = list(itertools.permutations(engines.NAMES, 2))
 pairs = pytest.mark.parametrize(("first", "second"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
 HOLDERS = ("numpy", "jax", "tensorflow", "torch")

@@ -6,8 +6,6 @@ import engines
 import numpy as np
 import optree
 import pytest
-from scenario_checks import DERIVATIVES, POINT, RECORDED, TOLERANCE, check_recorded, overloaded, record
-from scenarios import BY_NAME, INDEX, SCENARIOS
 
 from pyadjoint_utils import (
     Control,
@@ -20,44 +18,23 @@ from pyadjoint_utils import (
     get_engine,
     get_working_tape,
 )
+from pyadjoint_utils.testing import BY_NAME, CHECKS, conformance, record
+from pyadjoint_utils.testing.checks import POINT, RECORDED, TOLERANCE, overloaded
+from pyadjoint_utils.testing.scenarios import INDEX
 
 all_engines = pytest.mark.parametrize("engine", engines.NAMES)
-all_scenarios = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
 # JAX itself mixes up int32 and int64 when a function with a NumPy integer constant is traced inside jax.enable_x64
 # and outside of it; a message of JAX's, no wrong value.
 _JAX_MIXES_WIDTHS = pytest.mark.xfail(raises=ValueError, reason="JAX traces integer constants once for both widths")
 precisions = pytest.mark.parametrize("precision", ["double", "single"])
 
 
-@functools.cache
-def recorded(engine, name, precision):
-    """Recorded once, for all checks: none of them may leave anything behind."""
-    scenario = BY_NAME[name]
-    return record(overloaded(engines.namespace(engine), scenario), scenario, precision)
-
-
-# The table -------------------------------------------------------------------------------------------------------------
-
-
 @all_engines
-@all_scenarios
-@precisions
-@pytest.mark.parametrize("check", DERIVATIVES)
+@pytest.mark.parametrize(("scenario", "precision", "check"), conformance.TABLE)
 def test_conformance(engine, scenario, precision, check):
-    DERIVATIVES[check](recorded(engine, scenario.name, precision))
-
-
-@all_engines
-@all_scenarios
-@precisions
-def test_recorded_values_types_and_containers(engine, scenario, precision):
-    case = recorded(engine, scenario.name, precision)
-    check_recorded(case)
-    expected = scenario.value(*scenario.point(RECORDED, precision))
-    for y, wanted in zip(case.outputs, expected, strict=True):
-        assert y.engine == engines.namespace(engine).holds
-        assert y.dtype.itemsize * (1 if y.dtype.kind == "c" else 2) == (16 if precision == "double" else 8)
-        assert y.dtype.kind == np.asarray(wanted).dtype.kind
+    """The public table, with every engine of the project."""
+    engines.namespace(engine)
+    conformance.test_conformance(engine, scenario, precision, check)
 
 
 # Where the arrays come from --------------------------------------------------------------------------------------------
@@ -70,17 +47,17 @@ def test_recorded_values_types_and_containers(engine, scenario, precision):
 def test_inputs_of_any_engine(engine, name, source, precision):
     e, scenario = engines.namespace(engine), BY_NAME[name]
     holder = get_engine(e.holds if source == "own" else get_engine(engines.another(engine)).holds)
-    case = record(overloaded(e, scenario), scenario, precision, wrap=lambda x: array(holder.enter(x)))
+    case = record(e, scenario, precision, wrap=lambda x: array(holder.enter(x)))
     assert {x.engine for x in case.controls} == {holder.name}
-    check_recorded(case)
-    for check in ("value", "JVP", "VJP", "HVP"):
-        DERIVATIVES[check](case)
+    for check in ("recording", "value", "JVP", "VJP", "HVP"):
+        CHECKS[check](case)
 
 
 @all_engines
 def test_values_and_directions_of_any_engine(engine):
     """Controls are varied and seeded with arrays that others own; the results stay the control's."""
-    case = recorded(engine, "two in, two out", "double")
+    engines.namespace(engine)
+    case = conformance.recorded(engine, "two in, two out", "double")
     scenario = case.scenario
     other = get_engine(get_engine(engines.another(engine)).holds)
     x, h, v = case.numbers(6), case.numbers(7), case.cotangent

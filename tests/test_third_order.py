@@ -25,6 +25,7 @@ from pyadjoint_utils import (
     verify,
 )
 
+pytestmark = pytest.mark.engine_property("third order")
 all_engines = pytest.mark.parametrize("engine", engines.NAMES)
 PAIRS = list(itertools.permutations(engines.NAMES, 2))
 pairs = pytest.mark.parametrize(("first", "second"), PAIRS, ids=["-".join(pair) for pair in PAIRS])

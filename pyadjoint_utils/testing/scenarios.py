@@ -1,10 +1,10 @@
-"""Scenarios: one function each, with closed forms of its value, JVP, VJP and the derivative of its VJP.
+"""The table of scenarios: one function each, with closed forms of its value, JVP, VJP and the derivative of its VJP.
 
 The closed forms are NumPy, written down by hand. Adjoints are those under ``<a, b> = Re(sum(conj(a) b))``.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ class Scenario:
     """A function of an engine, how it is called, and what it must give.
 
     Attributes:
-        function: ``function(e, *args, **kwargs)`` for a namespace ``e`` of an engine.
+        function: ``function(e, *args, **kwargs)`` for a :class:`Namespace` ``e``.
         inputs: ``(shape, kind)`` of each control, kind ``"r"`` for real or ``"c"`` for complex.
         value: closed form ``value(*x) -> outputs``, one tuple of arrays.
         jvp: ``jvp(x, h) -> tangents``.
@@ -49,6 +49,52 @@ class Scenario:
         rng = np.random.default_rng(seed)
         outputs = [np.asarray(y) for y in self.value(*self.point(0, precision))]
         return [random(rng, y.shape, dtype_of("c" if y.dtype.kind == "c" else "r", precision)) for y in outputs]
+
+
+def bend(x: Any) -> Any:
+    """``x + x^2 / 8``, in the arithmetic of whatever array ``x`` is."""
+    return x + x * x * 0.125
+
+
+_BENT = Scenario(
+    "bend",
+    lambda e, *x: [bend(part) for part in x],
+    (),
+    lambda *x: tuple([bend(part) for part in x]),
+    lambda x, h: tuple([(1 + part / 4) * dx for part, dx in zip(x, h, strict=True)]),
+    lambda x, v: tuple([np.conj(1 + part / 4) * yb for part, yb in zip(x, v, strict=True)]),
+    lambda x, h, v: tuple([np.conj(dx / 4) * yb for dx, yb in zip(h, v, strict=True)]),
+)
+
+
+def bent(scenario: Scenario, call: Callable[..., list[Any]]) -> Scenario:
+    """Return a scenario with two curved functions before it and two after it.
+
+    Args:
+        scenario: the one in the middle.
+        call: how it is called, as ``Scenario.call``, with :func:`bend` twice on each control and each output.
+    """
+    forms = _BENT
+    for outer in (_BENT, scenario, _BENT, _BENT):
+        forms = _composed(outer, forms)
+    return replace(forms, name=f"bent {scenario.name}", inputs=scenario.inputs, call=call)
+
+
+def _composed(outer: Scenario, inner: Scenario) -> Scenario:
+    """The closed forms of ``outer(inner(x))`` by the chain rule."""
+
+    def hvp(x: Sequence[Any], h: Sequence[Any], v: Sequence[Any]) -> tuple[Any, ...]:
+        y, dy = inner.value(*x), inner.jvp(x, h)
+        curvature, propagated = inner.hvp(x, h, outer.vjp(y, v)), inner.vjp(x, outer.hvp(y, dy, v))
+        return tuple([a + b for a, b in zip(curvature, propagated, strict=True)])
+
+    return replace(
+        inner,
+        value=lambda *x: outer.value(*inner.value(*x)),
+        jvp=lambda x, h: outer.jvp(inner.value(*x), inner.jvp(x, h)),
+        vjp=lambda x, v: inner.vjp(x, outer.vjp(inner.value(*x), v)),
+        hvp=hvp,
+    )
 
 
 def _listed(result: Any) -> list[Any]:
@@ -268,6 +314,16 @@ SCENARIOS = [
         lambda x, h, v: (
             np.array([v[0][0] @ h[0][1:], *(h[0][0] * v[0][0])]) - np.append(np.sin(x[0][:2]) * h[0][:2] * v[0][1], 0),
         ),
+    ),
+    Scenario(
+        "one value twice",
+        lambda e, x, y: x * e.sin(y),
+        (V3,),
+        lambda x: (x * np.sin(x),),
+        lambda x, h: ((np.sin(x[0]) + x[0] * np.cos(x[0])) * h[0],),
+        lambda x, v: ((np.sin(x[0]) + x[0] * np.cos(x[0])) * v[0],),
+        lambda x, h, v: ((2 * np.cos(x[0]) - x[0] * np.sin(x[0])) * h[0] * v[0],),
+        call=lambda f, x: [f(x, x)],
     ),
     Scenario(
         "integer output",
