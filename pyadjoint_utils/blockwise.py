@@ -1,15 +1,12 @@
-"""Which Jacobians are block-diagonal over points, and what happens where a function was declared so and is not."""
+"""Which matrices of derivatives are block-diagonal over points, as the Blocks between say."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from pyadjoint import Block
 
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.conversion import ConversionBlock
-from pyadjoint_utils.differences import precision
-from pyadjoint_utils.errors import ArgumentValueError
 from pyadjoint_utils.plan import Plan, aval_of
 
 Pairs = set[tuple[int, int]]
@@ -96,68 +93,3 @@ def _edges(block: Block) -> Iterator[tuple[Any, Any, bool, bool]]:
         for k in rules.differentiable:
             pointwise = points is not None and points.inputs[i] and points.outputs[k]
             yield deps[i], outputs[k], pointwise, pointwise and points is not None and points.declared
-
-
-def probe_of(shape: tuple[int, ...]) -> np.ndarray:
-    """Random numbers for every entry of every point: the seed that tells a block-diagonal Jacobian from another one."""
-    return np.random.default_rng(0).standard_normal(shape)
-
-
-def same_fields(found: np.ndarray, expected: np.ndarray, scale: np.ndarray, dtypes: Sequence[np.dtype]) -> bool:
-    """Whether two fields of points differ by no more than rounding.
-
-    Args:
-        found: of shape ``(n, *shape)``.
-        expected: likewise.
-        scale: the sums of moduli that stand behind the numbers of ``expected``.
-        dtypes: of all numbers on the way.
-    """
-    eps = max([precision(dtype) for dtype in dtypes])
-    size = np.max(scale, axis=tuple(range(1, scale.ndim)), keepdims=True, initial=0.0, where=np.isfinite(scale))
-    noise = eps**0.5 * size + 1e3 * eps * np.max(size, initial=0.0)
-    with np.errstate(invalid="ignore"):
-        agree = np.abs(found - expected) <= noise
-    return bool(np.all(agree | (~np.isfinite(found) & ~np.isfinite(expected))))
-
-
-def false_claim(plan: Plan, what: str) -> ArgumentValueError:
-    """Return the error that names the function and the argument whose declaration is wrong where the tape stands."""
-    for block in plan.derivative:
-        if isinstance(block, EngineBlock) and block.rules.points is not None:
-            for i in block.rules.active:
-                for k in block.rules.differentiable:
-                    if block.rules.points.inputs[i] and block.rules.points.outputs[k] and not _holds(block, i, k):
-                        return ArgumentValueError(_message(block, i, k))
-    return ArgumentValueError(
-        f"The Jacobian of {what} is not block-diagonal over points to rounding, although every function on the way is "
-        "pointwise. Overload one of them with pointwise=False to get the dense matrix."
-    )
-
-
-def _message(block: EngineBlock, i: int, k: int) -> str:
-    rules = block.rules
-    path = rules.points.paths[i] if rules.points is not None and rules.points.declared else f"input {i}"
-    return (
-        f"{rules.name}: {path} is declared pointwise, but output {k} at one point changes with {path} at other points "
-        f"({rules.inputs[i]} -> {rules.outputs[k]}). Declare it with pointwise=False, or compute what all points share "
-        "in a function of its own and pass it as a parameter."
-    )
-
-
-def _holds(block: EngineBlock, i: int, k: int) -> bool:
-    """Scale a direction at each point by itself: the tangent of a pointwise function scales with it."""
-    rules = block.rules
-    local, engine = rules.at((i,), (k,)), rules.engine
-    x, c = local.split(block.primals(), block.constants)
-    direction, factor = probe_of((2, *rules.inputs[i].shape))
-    factor = factor.reshape(factor.shape[0], -1)[:, 0]
-    dtype = rules.inputs[i].dtype
-
-    def tangent(v: np.ndarray) -> np.ndarray:
-        return engine.to_numpy(local.jvp((*x, engine.enter(v.astype(dtype))), c)[0])
-
-    def scaled(v: np.ndarray) -> np.ndarray:
-        return v * factor.reshape((-1, *[1] * (v.ndim - 1)))
-
-    expected = scaled(tangent(direction))
-    return same_fields(tangent(scaled(direction)), expected, np.abs(expected), (dtype, rules.outputs[k].dtype))

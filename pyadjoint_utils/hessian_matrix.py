@@ -8,11 +8,12 @@ import numpy as np
 from pyadjoint import AdjFloat
 
 from pyadjoint_utils.batched import Directions, second_adjoints
-from pyadjoint_utils.blockwise import Pairs, false_claim, pointwise_curvature
+from pyadjoint_utils.blockwise import Pairs, pointwise_curvature
 from pyadjoint_utils.errors import ArgumentTypeError, NotDifferentiableError
 from pyadjoint_utils.memory import check_matrix
 from pyadjoint_utils.plan import Plan, aval_of
 from pyadjoint_utils.seeds import UnitSeeds, along, bytes_of, collected, held, in_parts
+from pyadjoint_utils.separation import check_points
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import bare
 
@@ -86,9 +87,9 @@ class Hessian:
             return collected(values, variables, part.stop - part.start)
 
         found = in_parts(seeds.count, self._bytes, run) if ends else []
-        for j, block in zip(ends, found, strict=True):
-            if not seeds.hold(block, self._dtypes):
-                raise false_claim(self.plan, f"the gradient by controls[{j}]")
+        for bv, block in zip(variables, found, strict=True):
+            if seeds.points:
+                check_points(self.plan, self._sweep, seeds, bv, block, self._dtypes, self._bytes)
         return found
 
     def _check_memory(self, pairs: Pairs, pointwise: Pairs) -> None:

@@ -9,11 +9,12 @@ from pyadjoint import AdjFloat
 from pyadjoint.enlisting import Enlist
 
 from pyadjoint_utils.batched import adjoints, tangents
-from pyadjoint_utils.blockwise import Pairs, false_claim, pointwise_pairs
+from pyadjoint_utils.blockwise import Pairs, pointwise_pairs
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, NotDifferentiableError
 from pyadjoint_utils.memory import check_matrix
 from pyadjoint_utils.plan import Plan, aval_of
 from pyadjoint_utils.seeds import UnitSeeds, along, as_numpy, bytes_of, collected, held, in_engine, in_parts
+from pyadjoint_utils.separation import check_points
 from pyadjoint_utils.values import ndarray
 
 
@@ -103,10 +104,10 @@ class Jacobian:
             values = sweep(self.plan, {seeds.bv: seeds.rows(part)})
             return collected(values, list(ends.values()), part.stop - part.start)
 
-        for (i, j), found in zip(ends, in_parts(seeds.count, self._bytes, run), strict=True):
-            if not seeds.hold(found, self._dtypes):
-                raise false_claim(self.plan, f"outputs[{i}] by controls[{j}]")
-            yield (i, j), found
+        for pair, found in zip(ends, in_parts(seeds.count, self._bytes, run), strict=True):
+            if seeds.points:
+                check_points(self.plan, sweep, seeds, ends[pair], found, self._dtypes, self._bytes)
+            yield pair, found
 
     def _check_memory(self, pairs: Pairs, pointwise: Pairs) -> None:
         shapes, size = [], 0

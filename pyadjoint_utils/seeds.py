@@ -8,7 +8,6 @@ import numpy as np
 
 from pyadjoint_utils import memory
 from pyadjoint_utils.batched import Directions
-from pyadjoint_utils.blockwise import probe_of, same_fields
 from pyadjoint_utils.engine import Aval, get_engine, owner_of
 from pyadjoint_utils.errors import ArgumentTypeError
 from pyadjoint_utils.plan import Plan, aval_of
@@ -26,7 +25,7 @@ class UnitSeeds:
     """
 
     def __init__(self, bv: Any, points: bool) -> None:
-        self.bv, self.aval, self._points = bv, aval_of(bv), points
+        self.bv, self.aval, self.points = bv, aval_of(bv), points
         self.shape = self.aval.shape[1:] if points else self.aval.shape
         self.size = math.prod(self.shape)
         self.count = max(1, self.size + points)  # of nothing, one direction without entries
@@ -34,7 +33,7 @@ class UnitSeeds:
     def rows(self, part: slice) -> Any:
         """Return some of the directions, in the engine of the variable."""
         units = np.eye(part.stop - part.start, self.size, k=part.start, dtype=self.aval.dtype)
-        if not self._points:
+        if not self.points:
             return in_engine(units.reshape((len(units), *self.shape)), self.bv)
         rows = np.empty((len(units), *self.aval.shape), self.aval.dtype)
         rows[:] = units.reshape((len(units), 1, *self.shape))
@@ -48,20 +47,30 @@ class UnitSeeds:
 
     def as_rows(self, found: np.ndarray) -> np.ndarray:
         """Put cotangents of all directions together: the shape of the variable, then theirs (or of one of their points)."""
-        if not self._points:
+        if not self.points:
             return found[: self.size].reshape((*self.shape, *found.shape[1:]))
         block = np.moveaxis(found[: self.size], 0, 1)
         return block.reshape((found.shape[1], *self.shape, *found.shape[2:]))
 
-    def hold(self, found: np.ndarray, dtypes: Sequence[np.dtype]) -> bool:
-        """Whether the random direction gave what the unit directions of each point promise."""
-        if not self._points:
-            return True
+    def deviation(self, found: np.ndarray) -> float:
+        """How far, at any point, the random direction is from what the unit directions promise, relative to their terms."""
         count = self.aval.shape[0]
         weights = probe_of(self.aval.shape).reshape(count, self.size).T
-        weights = weights.reshape((self.size, count, *[1] * (found.ndim - 2)))
-        terms = found[:-1] * weights
-        return same_fields(found[-1], terms.sum(0), np.abs(terms).sum(0), dtypes)
+        terms = found[:-1] * weights.reshape((self.size, count, *[1] * (found.ndim - 2)))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            apart, size = per_point(found[-1] - terms.sum(0)), per_point(np.abs(terms).sum(0))
+            ratio = np.where(apart == 0.0, 0.0, apart / size)
+        return float(np.max(np.where(np.isnan(ratio), np.inf, ratio), initial=0.0))
+
+
+def per_point(field: np.ndarray) -> np.ndarray:
+    """The largest modulus at every point."""
+    return np.max(np.abs(field), axis=tuple(range(1, field.ndim)), initial=0.0)
+
+
+def probe_of(shape: tuple[int, ...]) -> np.ndarray:
+    """Random numbers for every entry of every point."""
+    return np.random.default_rng(0).standard_normal(shape)
 
 
 def in_parts(count: int, size: int, sweep: Callable[[slice], list[np.ndarray]]) -> list[np.ndarray]:
