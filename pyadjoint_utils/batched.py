@@ -90,16 +90,7 @@ def _forward(block: Block, given: Sequence[Any]) -> list[Any]:
     if not isinstance(block, EngineBlock):
         return one_by_one(block, given, "tlm_value", block.get_dependencies(), block.get_outputs())
     rules = block.rules
-    ins = tuple([i for i in rules.active if given[i] is not None])
-    outs = rules.differentiable
-    results: list[Any] = [None] * len(block.get_outputs())
-    if ins and outs:
-        local = rules.at(ins, outs)
-        x, c = local.split(block.primals(), block.constants)
-        dx = _rows([given[i] for i in ins], [rules.inputs[i] for i in ins], rules.engine)
-        for k, dy in zip(outs, local.batched_jvp((*x, *dx), c), strict=True):
-            results[k] = dy
-    return results
+    return rules.tangents(block.primals(), block.constants, _rows(given, rules.inputs, rules.engine), batched=True)
 
 
 def _backward(block: Block, given: Sequence[Any], touched: set[Any]) -> list[Any]:
@@ -109,16 +100,9 @@ def _backward(block: Block, given: Sequence[Any], touched: set[Any]) -> list[Any
     if not isinstance(block, EngineBlock):
         return one_by_one(block, given, "adj_value", block.get_outputs(), deps)
     rules = block.rules
-    outs = tuple([k for k in rules.differentiable if given[k] is not None])
-    ins = tuple([i for i in rules.active if deps[i] in touched])
-    results: list[Any] = [None] * len(deps)
-    if ins and outs:
-        local = rules.at(ins, outs)
-        x, c = local.split(block.primals(), block.constants)
-        yb = _rows([given[k] for k in outs], [rules.outputs[k] for k in outs], rules.engine)
-        for i, xb in zip(ins, local.batched_vjp((*x, *yb), c), strict=True):
-            results[i] = xb
-    return results
+    ins = [i for i in rules.active if deps[i] in touched]
+    seeds = _rows(given, rules.outputs, rules.engine)
+    return rules.adjoints(block.primals(), block.constants, seeds, ins, batched=True)
 
 
 def _backward_twice(
@@ -162,7 +146,9 @@ def _rows_or_zeros(values: Sequence[Any], avals: Sequence[Aval], engine: Engine)
 
 
 def _rows(values: Sequence[Any], avals: Sequence[Aval], engine: Engine) -> list[Any]:
-    return [_entered(value, aval, engine) for value, aval in zip(values, avals, strict=True)]
+    return [
+        None if value is None else _entered(value, aval, engine) for value, aval in zip(values, avals, strict=False)
+    ]
 
 
 def _entered(value: Any, aval: Aval, engine: Engine) -> Any:

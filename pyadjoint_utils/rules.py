@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
 from pyadjoint_utils.errors import NotDifferentiableError
@@ -77,6 +78,40 @@ class Rules:
         if local is None:
             local = self._local[ins, outs] = LocalRules(self, ins, outs)
         return local
+
+    def tangents(self, primals: Arrays, constants: Arrays, tangents: Sequence[Any], *, batched: bool = False) -> list[Any]:
+        """Return one tangent per output for arrays of the engine; None stands for zero, among both.
+
+        Args:
+            primals: the dependencies' values.
+            constants: the constants.
+            tangents: one for each dependency; with a leading axis of directions if ``batched``.
+            batched: whether there is that axis.
+        """
+        ins = tuple([i for i in self.active if tangents[i] is not None])
+        outs = self.differentiable
+        results: list[Any] = [None] * len(self.outputs)
+        if ins and outs:
+            local = self.at(ins, outs)
+            x, c = local.split(primals, constants)
+            push = local.batched_jvp if batched else local.jvp
+            for k, dy in zip(outs, push((*x, *[tangents[i] for i in ins]), c), strict=True):
+                results[k] = dy
+        return results
+
+    def adjoints(
+        self, primals: Arrays, constants: Arrays, seeds: Sequence[Any], ins: Sequence[int], *, batched: bool = False
+    ) -> list[Any]:
+        """Return one cotangent for each dependency that ``ins`` names, the counterpart of :meth:`tangents`."""
+        outs = tuple([k for k in self.differentiable if seeds[k] is not None])
+        results: list[Any] = [None] * self.dependencies
+        if ins and outs:
+            local = self.at(tuple(ins), outs)
+            x, c = local.split(primals, constants)
+            pull = local.batched_vjp if batched else local.vjp
+            for i, xb in zip(ins, pull((*x, *[seeds[k] for k in outs]), c), strict=True):
+                results[i] = xb
+        return results
 
 
 class LocalRules:
