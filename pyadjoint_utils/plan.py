@@ -58,6 +58,17 @@ class Plan:
         """Whether any output depends differentiably on a control."""
         return control in self.outputs or any(control in block.get_dependencies() for block in self.derivative)
 
+    def ends(self, block: Block) -> tuple[list[int], list[int]]:
+        """Return the positions among a Block's dependencies and outputs between which a derivative passes."""
+        dependencies, outputs = _differentiable(block)
+        passing = self._marked.intersection(dependencies)
+        deps, outs = block.get_dependencies(), block.get_outputs()
+        allowed = set(block.rules.active) if isinstance(block, EngineBlock) else set(range(len(deps)))
+        return (
+            [i for i, bv in enumerate(deps) if bv in passing and i in allowed],
+            [k for k, bv in enumerate(outs) if bv in set(outputs)],
+        )
+
     def reset(self) -> None:
         """Tell foreign Blocks, and what other packages keep on the tape, that a new evaluation begins."""
         for block in self.forward:

@@ -1,5 +1,6 @@
 """The tape, and what this project keeps beside it."""
 
+import threading
 from typing import Any
 
 import pyadjoint
@@ -42,11 +43,13 @@ class TapeState(TapePackageData):
     Attributes:
         owner: None while the tape is as it was recorded; the object whose evaluation came last; or ``STALE``.
         updates: values that were given to variables with :meth:`Control.update`.
+        lock: held while a Block is evaluated for its values alone, outside of the tape's evaluations.
     """
 
     def __init__(self) -> None:
         self.owner: Any = None
         self.updates: dict[Any, Any] = {}
+        self.lock = threading.RLock()
 
     def update(self, variable: Any) -> None:
         """Take note that a variable was given another value, which the rest of the tape does not follow yet."""
