@@ -131,7 +131,6 @@ def _call(rules: Rules, block: EngineBlock, local: Any, seeds: list[Any]) -> lis
     taped = [*[dependencies[i] for i in local.ins], *seeds, *[dependencies[i] for i in local.others]]
     values = [entered(value, aval, engine) for value, aval in zip(taped, rules.inputs, strict=False)]
     outputs = rules.value((), (*values, *block.constants))
-    rules.outputs = rules.outputs or tuple([engine.aval(y) for y in outputs])
     holder = get_engine(engine.holds)
     results = [ndarray(y, holder) for y in outputs]
     record(rules, taped, block.constants, results)

@@ -79,7 +79,9 @@ class Rules:
             local = self._local[ins, outs] = LocalRules(self, ins, outs)
         return local
 
-    def tangents(self, primals: Arrays, constants: Arrays, tangents: Sequence[Any], *, batched: bool = False) -> list[Any]:
+    def tangents(
+        self, primals: Arrays, constants: Arrays, tangents: Sequence[Any], *, batched: bool = False
+    ) -> list[Any]:
         """Return one tangent per output for arrays of the engine; None stands for zero, among both.
 
         Args:
@@ -112,6 +114,34 @@ class Rules:
             for i, xb in zip(ins, pull((*x, *[seeds[k] for k in outs]), c), strict=True):
                 results[i] = xb
         return results
+
+    def second_adjoints(
+        self,
+        primals: Arrays,
+        constants: Arrays,
+        seeds: Sequence[Any],
+        tangents: Sequence[Any],
+        second_seeds: Sequence[Any],
+        ins: Sequence[int],
+    ) -> tuple[list[Any], list[Any]]:
+        """Return ``xb`` and ``dxb``, one for each dependency that ``ins`` names; None stands for zero."""
+        outs = tuple([k for k in self.differentiable if seeds[k] is not None or second_seeds[k] is not None])
+        first: list[Any] = [None] * self.dependencies
+        second: list[Any] = [None] * self.dependencies
+        if ins and outs:
+            local, zeros = self.at(tuple(ins), outs), self.engine.zeros
+            x, c = local.split(primals, constants)
+
+            def filled(values: Sequence[Any], where: Sequence[int], avals: Sequence[Aval]) -> list[Any]:
+                return [
+                    zeros(aval, x[0]) if values[k] is None else values[k] for k, aval in zip(where, avals, strict=True)
+                ]
+
+            yb, dyb = filled(seeds, outs, local.out_avals), filled(second_seeds, outs, local.out_avals)
+            results = local.hvp((*x, *yb, *filled(tangents, ins, local.in_avals), *dyb), c)
+            for k, i in enumerate(ins):
+                first[i], second[i] = results[k], results[local.n + k]
+        return first, second
 
 
 class LocalRules:
@@ -152,8 +182,13 @@ class LocalRules:
     @cached_property
     def jvp_map(self) -> Map:
         """Tangents alone: ``((*x, *dx), c) -> dy``."""
-        both, m = self.rules.engine.jvp_of(self.map, self.n), self.m
+        both, m = self.dual_map, self.m
         return lambda x, c: both(x, c)[m:]
+
+    @cached_property
+    def dual_map(self) -> Map:
+        """Values and tangents: ``((*x, *dx), c) -> (*y, *dy)``."""
+        return self.rules.engine.jvp_of(self.map, self.n)
 
     @cached_property
     def vjp(self) -> Map:
@@ -193,7 +228,7 @@ class LocalRules:
     def _batched(self, f: Map, batched: Sequence[bool]) -> Map:
         return self.rules.prepare(self.rules.engine.batch_of(f, batched))
 
-    def _derived(self, f: Map, seeds: Sequence[Aval], kind: str) -> Rules:
+    def _derived(self, f: Map, seeds: Sequence[Aval], outputs: tuple[Aval, ...], kind: str) -> Rules:
         rules, n = self.rules, self.n
         others = [rules.inputs[i] for i in self.others]
         constants = rules.inputs[rules.dependencies :]
@@ -207,7 +242,8 @@ class LocalRules:
             compiled=rules.compiled,
             name=f"{kind}({rules.name})",
         )
-        if rules.points is not None:
+        derived.outputs = outputs
+        if rules.points is not None and kind != "dual":
             rest = (*self.others, *range(rules.dependencies, len(rules.inputs)))
             points = rules.points
             derived.points = (points.adjoint if kind == "vjp" else points.tangent)(self.ins, self.outs, rest)
@@ -216,9 +252,14 @@ class LocalRules:
     @cached_property
     def vjp_rules(self) -> Rules:
         """The VJP as a function that can itself go on the tape; dependencies ``(*x, *yb, *others)``."""
-        return self._derived(self.vjp_map, self.out_avals, "vjp")
+        return self._derived(self.vjp_map, self.out_avals, self.in_avals, "vjp")
 
     @cached_property
     def jvp_rules(self) -> Rules:
         """The JVP as a function that can itself go on the tape; dependencies ``(*x, *dx, *others)``."""
-        return self._derived(self.jvp_map, self.in_avals, "jvp")
+        return self._derived(self.jvp_map, self.in_avals, self.out_avals, "jvp")
+
+    @cached_property
+    def dual_rules(self) -> Rules:
+        """Values and tangents ``(*y, *dy)`` as one function; dependencies ``(*x, *dx, *others)``."""
+        return self._derived(self.dual_map, self.in_avals, 2 * self.out_avals, "dual")

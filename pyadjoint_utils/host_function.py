@@ -1,0 +1,287 @@
+"""Functions that run outside of whoever calls them, and their derivatives, which are such functions again.
+
+An engine that is to call a tape sees each part of it that is not its own as one opaque function of arrays. The derivative
+of that function is another one, so that one primitive per engine, applied to itself, is right at any order.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, get_engine, owner_of
+from pyadjoint_utils.errors import ArgumentValueError
+from pyadjoint_utils.rules import LocalRules, Rules
+from pyadjoint_utils.variable import bare, entered
+
+_log = logging.getLogger(__name__)
+
+
+class HostFunction:
+    """A pure function of arrays without a state, safe to call from any thread.
+
+    Positions of arguments and results, ``ins`` and ``outs``, are in ascending order.
+
+    Attributes:
+        name: its name for messages.
+        inputs: shape and dtype of every argument; None for an object of another package.
+        outputs: shape and dtype of every result.
+        active: positions of the arguments through which a derivative passes.
+        differentiable: positions of the results that pass a derivative.
+        seeds: positions of the arguments in which a derivative is linear, where an engine is faster with directions for
+            all of them than for some.
+    """
+
+    seeds: tuple[int, ...] = ()
+
+    def __init__(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], active: Sequence[int]) -> None:
+        self.name = name
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.active = tuple(active)
+        self.differentiable = tuple([k for k, aval in enumerate(self.outputs) if aval and aval.differentiable])
+        self._derived: dict[Any, HostFunction] = {}
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}>"
+
+    def __call__(self, arrays: Sequence[Any], engine: Engine | None = None) -> Arrays:
+        """Evaluate.
+
+        Args:
+            arrays: one concrete array of any engine per argument; its dtype is cast to the one that is expected.
+            engine: whose arrays to return; None for NumPy's.
+
+        Returns:
+            The results, with the shapes and dtypes of ``outputs``.
+        """
+        holder = get_engine("numpy") if engine is None else engine
+        results = self.run(tuple(arrays))
+        return tuple([self._settled(k, value, holder) for k, value in enumerate(results)])
+
+    def _settled(self, k: int, value: Any, engine: Engine) -> Any:
+        aval = self.outputs[k]
+        if value is None:
+            return engine.zeros(aval)
+        array = entered(value, aval, engine)
+        if (found := engine.aval(array)).shape != aval.shape:
+            raise ArgumentValueError(
+                f"{self.name}: result {k} is {found} here and was {aval} when it was recorded. The shapes of a recorded "
+                "function's results must not depend on the values of its arguments."
+            )
+        return array
+
+    def tangent(self, ins: tuple[int, ...], outs: tuple[int, ...] | None = None) -> "HostFunction":
+        """Return ``(*x, *dx) -> dy`` with ``dy = J dx``, from directions of the arguments ``ins`` to tangents of ``outs``.
+
+        Without ``outs`` there is a tangent for each of ``differentiable``.
+        """
+        chosen = self.differentiable if outs is None else outs
+        return self._once(("tangent", ins, chosen), lambda: self._tangent(ins, chosen))
+
+    def adjoint(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> "HostFunction":
+        """Return ``(*x, *yb) -> xb`` with ``xb = J^H yb`` for ``Re<a, b>``: cotangents of the results ``outs``."""
+        return self._once(("adjoint", ins, outs), lambda: self._adjoint(ins, outs))
+
+    def batched(self, marks: tuple[bool, ...], size: int, summed: tuple[bool, ...] | None = None) -> "HostFunction":
+        """Return the function over a leading axis of the arguments that are marked, and of all results.
+
+        Results that are marked in ``summed`` are summed over the axis instead.
+        """
+        return self._once(("batched", marks, size, summed), lambda: Batched(self, marks, size, summed))
+
+    def _once(self, key: Any, make: Callable[[], "HostFunction"]) -> "HostFunction":
+        found = self._derived.get(key)
+        return self._derived.setdefault(key, make()) if found is None else found
+
+    # What a kind of function says of itself ----------------------------------------------------------------------------
+
+    def run(self, x: Arrays) -> Sequence[Any]:
+        """Evaluate on arrays of any engine; the results are in any engine, None for zero."""
+        raise NotImplementedError
+
+    def _tangent(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> "HostFunction":
+        raise NotImplementedError
+
+    def _adjoint(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> "HostFunction":
+        raise NotImplementedError
+
+    def dual(self, ins: tuple[int, ...]) -> "HostFunction | None":
+        """Return ``(*x, *dx) -> (*y, *dy)`` if that costs less than the two alone, else None."""
+        return None
+
+    def run_batch(self, x: Arrays, marks: Sequence[bool], size: int) -> Sequence[Any]:
+        """Evaluate over a leading axis of the marked arguments, one entry after the other."""
+        rows = [
+            self([a[k] if marked else a for a, marked in zip(map(as_numpy, x), marks, strict=True)])
+            for k in range(size)
+        ]
+        return [np.stack(column) for column in zip(*rows, strict=True)]
+
+
+class RulesFunction(HostFunction):
+    """A function of an engine with all its derived maps; right at any order that the engine is.
+
+    Args:
+        rules: the function.
+        constants: the arrays that follow its dependencies.
+        active: positions of the dependencies that pass a derivative.
+        order: for each dependency of ``rules``, where it stands among the arguments; None where it stands already.
+    """
+
+    def __init__(
+        self, rules: Rules, constants: Arrays, active: Sequence[int], order: Sequence[int] | None = None
+    ) -> None:
+        self._rules, self._constants = rules, constants
+        self._order = tuple(range(rules.dependencies)) if order is None else tuple(order)
+        self._at = {i: j for j, i in enumerate(self._order)}
+        inputs = [rules.inputs[self._at[i]] for i in range(rules.dependencies)]
+        super().__init__(rules.name, inputs, rules.outputs, active)
+        self._loops = type(rules.engine).batch_of is Engine.batch_of
+        self._passes: dict[tuple[bool, ...], Map] = {}
+        self._one_by_one: set[tuple[bool, ...]] = set()
+
+    def run(self, x: Arrays) -> Sequence[Any]:
+        y = self._rules.value((), self._leaves(x))
+        self._rules.check(y)
+        return y
+
+    def _leaves(self, x: Arrays) -> Arrays:
+        engine, inputs = self._rules.engine, self._rules.inputs
+        given = [entered(x[i], aval, engine) for i, aval in zip(self._order, inputs, strict=False)]
+        return (*given, *self._constants)
+
+    def _local(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> LocalRules:
+        return self._rules.at(tuple([self._at[i] for i in ins]), outs)
+
+    def _derive(self, rules: Rules, local: LocalRules, ins: Sequence[int], seeds: int) -> "RulesFunction":
+        # The arguments are (*x, *seeds), the dependencies (*x of ins, *seeds, *other x).
+        n = len(self.inputs)
+        order = [*ins, *range(n, n + seeds), *[self._order[j] for j in local.others]]
+        derived = RulesFunction(rules, self._constants, (*self.active, *range(n, n + seeds)), order)
+        derived.seeds = tuple(range(n, n + seeds))
+        return derived
+
+    def _tangent(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> HostFunction:
+        local = self._local(ins, outs)
+        return self._derive(local.jvp_rules, local, ins, len(ins))
+
+    def _adjoint(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> HostFunction:
+        local = self._local(ins, outs)
+        return self._derive(local.vjp_rules, local, ins, len(outs))
+
+    def dual(self, ins: tuple[int, ...]) -> HostFunction | None:
+        if len(self.differentiable) < len(self.outputs):
+            return None
+        local = self._local(ins, self.differentiable)
+        return self._once(("dual", ins), lambda: self._derive(local.dual_rules, local, ins, len(ins)))
+
+    def run_batch(self, x: Arrays, marks: Sequence[bool], size: int) -> Sequence[Any]:
+        key = tuple(marks)
+        known = self._passes.get(key)
+        if self._loops or key in self._one_by_one:
+            return super().run_batch(x, marks, size)
+        in_order = [key[i] for i in self._order]
+        leaves, n = self._batch_leaves(x, in_order), self._rules.dependencies
+        if known is not None:
+            return known(leaves[:n], leaves[n:])
+        one_pass = self._one_pass(in_order)
+        results: Sequence[Any]
+        try:
+            results = one_pass(leaves[:n], leaves[n:])
+        except Exception as error:  # whatever an engine that cannot batch this function says
+            results = super().run_batch(x, marks, size)
+            self._one_by_one.add(key)
+            _log.debug("%s goes through a batch one by one: %s", self.name, error)
+            return results
+        self._passes[key] = one_pass
+        return results
+
+    def _one_pass(self, marks: Sequence[bool]) -> Map:
+        function = self._rules.function
+        return self._rules.prepare(self._rules.engine.batch_of(lambda x, c: function((*x, *c)), marks))
+
+    def _batch_leaves(self, x: Arrays, in_order: Sequence[bool]) -> Arrays:
+        engine = self._rules.engine
+        given = [
+            entered(x[i], Aval(_shape(x[i]) if marked else aval.shape, aval.dtype), engine)
+            for i, aval, marked in zip(self._order, self._rules.inputs, in_order, strict=False)
+        ]
+        return (*given, *self._constants)
+
+
+class Batched(HostFunction):
+    """A function over a leading axis of some arguments.
+
+    Args:
+        function: the function of one entry.
+        marks: which arguments have the axis.
+        size: its length.
+        summed: which results are summed over the axis, None for none; the others have it.
+    """
+
+    def __init__(
+        self, function: HostFunction, marks: Sequence[bool], size: int, summed: Sequence[bool] | None = None
+    ) -> None:
+        self._function, self._marks, self._size = function, tuple(marks), size
+        self._summed = tuple([False] * len(function.outputs) if summed is None else summed)
+        super().__init__(
+            f"batch of {function.name}",
+            [_grown(aval, size, marked) for aval, marked in zip(function.inputs, self._marks, strict=True)],
+            [_grown(aval, size, not added) for aval, added in zip(function.outputs, self._summed, strict=True)],
+            function.active,
+        )
+
+    def run(self, x: Arrays) -> Sequence[Any]:
+        return self._sums(self._function.run_batch(x, self._marks, self._size), 0)
+
+    def _sums(self, results: Sequence[Any], axis: int) -> list[Any]:
+        return [
+            as_numpy(y).sum(axis) if added and y is not None else y
+            for y, added in zip(results, self._summed, strict=True)
+        ]
+
+    def run_batch(self, x: Arrays, marks: Sequence[bool], size: int) -> Sequence[Any]:
+        # Both axes become one.
+        both = [outer or inner for outer, inner in zip(marks, self._marks, strict=True)]
+        flat = [
+            self._flat(as_numpy(a), outer, inner, size) if either else a
+            for a, outer, inner, either in zip(x, marks, self._marks, both, strict=True)
+        ]
+        results = self._function.run_batch(tuple(flat), both, size * self._size)
+        rows = [None if y is None else as_numpy(y).reshape(size, self._size, *_shape(y)[1:]) for y in results]
+        return self._sums(rows, 1)
+
+    def _flat(self, a: np.ndarray, outer: bool, inner: bool, size: int) -> np.ndarray:
+        if not outer:
+            a = a[None]
+        if not inner:
+            a = a[:, None]
+        return np.broadcast_to(a, (size, self._size, *a.shape[2:])).reshape(-1, *a.shape[2:])
+
+    def _tangent(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> HostFunction:
+        marks = (*self._marks, *[self._marks[i] for i in ins])
+        return self._function.tangent(ins, outs).batched(marks, self._size, tuple([self._summed[k] for k in outs]))
+
+    def _adjoint(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> HostFunction:
+        # A cotangent of what has no axis is the same for all; the adjoint of what is the same for all is a sum.
+        marks = (*self._marks, *[not self._summed[k] for k in outs])
+        summed = tuple([not self._marks[i] for i in ins])
+        return self._function.adjoint(ins, outs).batched(marks, self._size, summed)
+
+
+def _grown(aval: Aval, size: int, marked: bool) -> Aval:
+    return Aval((size, *aval.shape), aval.dtype) if marked else aval
+
+
+def as_numpy(value: Any) -> Any:
+    """Return an array of any engine, or a number, as a NumPy array."""
+    value = bare(value)
+    engine = owner_of(value)
+    return np.asarray(value) if engine is None else engine.to_numpy(value)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    value = bare(value)
+    engine = owner_of(value)
+    return np.shape(value) if engine is None else engine.aval(value).shape
