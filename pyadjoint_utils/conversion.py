@@ -16,15 +16,14 @@ from pyadjoint_utils.variable import Variable, as_float, checkpoint_of, entered
 class ConversionBlock(Block):
     """The identity, from one owner of the data to another."""
 
-    def __init__(self, source: OverloadedType, target: OverloadedType) -> None:
+    def __init__(self, source: OverloadedType) -> None:
         super().__init__()
         self.add_dependency(source)
-        self._target = target
 
     def _across(self, value: Any) -> Any:
-        target = self._target
-        if isinstance(target, ndarray):
-            return entered(value, target.aval, target._engine)
+        target = self._outputs[0]
+        if type(target) is Variable:
+            return entered(value, target.aval, target.engine)
         return AdjFloat(as_float(value))
 
     def recompute(self, markings: bool = False) -> None:
@@ -46,14 +45,15 @@ class ConversionBlock(Block):
     def _back(self, value: Any) -> Any:
         dependency = self._dependencies[0]
         if type(dependency) is Variable:
-            source = dependency.output
-            if not isinstance(self._target, ndarray):
-                value = np.full(source.shape, as_float(value))
-            return entered(value, source.aval, source._engine)
+            aval = dependency.aval
+            if type(self._outputs[0]) is not Variable:
+                value = np.full(aval.shape, as_float(value))
+            return entered(value, aval, dependency.engine)
         return as_float(value)
 
     def __str__(self) -> str:
-        return f"to {self._target.engine if isinstance(self._target, ndarray) else type(self._target).__name__}"
+        target = self._outputs[0]
+        return f"to {target.engine.name if type(target) is Variable else type(target.output).__name__}"
 
 
 def converted_like(value: Any, like: Any) -> Any:
@@ -66,7 +66,7 @@ def converted_like(value: Any, like: Any) -> Any:
 
 def _record(source: Any, target: OverloadedType) -> Any:
     if isinstance(source, OverloadedType) and annotate_tape():
-        block = ConversionBlock(source, target)
+        block = ConversionBlock(source)
         get_working_tape().add_block(block)
         block.add_output(target.create_block_variable())
     return target

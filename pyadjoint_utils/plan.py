@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from pyadjoint import AdjFloat, Block, Tape
+from pyadjoint import Block, Tape
 from pyadjoint.tape import stop_annotating
 
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.engine import Aval
+from pyadjoint_utils.recorded import recorded_values
 from pyadjoint_utils.tapes import TapeState
-from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import Variable
 
 
@@ -44,6 +44,8 @@ class Plan:
             for block in self.forward
             if any(bv in set(self.sources) for bv in block.get_outputs())
         }
+        # Variables of other packages do not notice by themselves that an evaluation moves them.
+        self.unaware = [bv for bv in produced if not isinstance(bv, Variable)]
         seen: dict[Any, None] = {}
         for block in self.forward:
             for bv in block.get_dependencies():
@@ -52,7 +54,7 @@ class Plan:
         for bv in self.outputs:
             if bv not in produced and bv not in self.sources:
                 seen[bv] = None
-        self.boundary = [(bv, recorded_value(bv)) for bv in seen]
+        self.boundary = list(zip(seen, recorded_values(tape, list(seen)), strict=True))
 
     def depends(self, control: Any) -> bool:
         """Whether any output depends differentiably on a control."""
@@ -172,23 +174,7 @@ def second_adjoint_of(block: Block) -> None:
 
 def aval_of(bv: Any) -> Aval:
     """Shape and dtype of the value that a block variable stands for."""
-    return bv.output.aval if isinstance(bv.output, ndarray) else Aval((), np.dtype(np.float64))
-
-
-def recorded_value(bv: Any) -> Any:
-    """Return the value that a variable had when it was recorded."""
-    if type(bv) is Variable:
-        return bv.recorded
-    return bv.output if isinstance(bv.output, AdjFloat) else bv._checkpoint
-
-
-def taped_value(bv: Any) -> Any:
-    """Return a value with which the variable can be recorded again."""
-    if type(bv) is not Variable:
-        return bv.output
-    value = ndarray(bv.recorded)
-    value.block_variable = bv
-    return value
+    return bv.aval if type(bv) is Variable else Aval((), np.dtype(np.float64))
 
 
 def _all(block: Block) -> tuple[list[Any], list[Any]]:

@@ -15,8 +15,8 @@ from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.conversion import ConversionBlock, converted_like
 from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.errors import NotDifferentiableError, StaleTapeError
-from pyadjoint_utils.plan import taped_value
 from pyadjoint_utils.prepared import record
+from pyadjoint_utils.recorded import stand_at_the_record, taped_value
 from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.rules import Rules
 from pyadjoint_utils.tapes import push_tape, state_of, truncate
@@ -64,6 +64,7 @@ class _Recording:
         self._tape = push_tape(rf.tape)
 
     def __enter__(self) -> None:
+        stand_at_the_record(self._rf.tape, self._rf._plan.touched)
         self._was_on = annotate_tape()
         self._tape.__enter__()
         self._length = len(self._rf.tape.get_blocks())

@@ -21,6 +21,7 @@ from pyadjoint_utils.errors import (
 from pyadjoint_utils.plan import Plan
 from pyadjoint_utils.tapes import STALE, state_of, working_tape
 from pyadjoint_utils.values import ndarray
+from pyadjoint_utils.variable import move
 
 _log = logging.getLogger(__name__)
 
@@ -401,6 +402,10 @@ class ReducedFunction(AbstractReducedFunctional):
         plan.reset()
         for bv, value in plan.boundary:
             bv._checkpoint = value
+        for bv in plan.sources:
+            move(bv, keep=True)
+        for bv in plan.unaware:
+            move(bv)
         for bv in plan.sources[len(variables) :]:
             bv._checkpoint = updates[bv]
         try:

@@ -24,6 +24,12 @@ class Tape(pyadjoint.Tape):
 
     __slots__ = ()
 
+    def add_to_checkpointable_state(self, block_var: Any, last_used: int) -> None:
+        """Nothing to do: a plan finds out what a time step needs, in linear time and for its own controls."""
+
+    def add_to_adjoint_dependencies(self, block_var: Any, last_used: int) -> None:
+        """Nothing to do, as above."""
+
     def enable_checkpointing(self, schedule: Any, **kwargs: Any) -> None:
         """Refuse recompute schedules: upstream's give wrong derivatives away from the recorded point."""
         raise _no_schedules()

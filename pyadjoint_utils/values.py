@@ -10,7 +10,7 @@ from pyadjoint.overloaded_type import OverloadedType, register_overloaded_type
 
 from pyadjoint_utils import engine as engines
 from pyadjoint_utils.engine import Aval, Engine, convert, owner_of
-from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, ImmutableError
+from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, ImmutableError, StaleTapeError
 from pyadjoint_utils.numpy_functions import ArrayFunctions
 from pyadjoint_utils.variable import WRAPPERS, Variable, entered
 
@@ -190,7 +190,7 @@ class ndarray(ArrayFunctions, OverloadedType):
         self._variable = None
 
     def create_block_variable(self) -> Variable:
-        variable = Variable(self)
+        variable = Variable(self._value, self._engine)
         self._variable = weakref.ref(variable)
         return variable
 
@@ -282,6 +282,26 @@ def _rebuilt(data: np.ndarray, engine: str) -> ndarray:
 
 def _off_tape(value: Any) -> Any:
     return value.numpy() if isinstance(value, ndarray) else value
+
+
+class Shell(ndarray):
+    """Shape, dtype and engine of a variable of the tape, without its data."""
+
+    def __init__(self, variable: Variable) -> None:
+        self._variable = weakref.ref(variable)
+        self._engine, self._aval = variable.engine, variable.aval
+
+    @property
+    def _value(self) -> Any:
+        raise StaleTapeError(
+            f"block_variable.output knows shape and dtype, {self.aval}, and holds no data. Read "
+            "block_variable.saved_output, the value where the tape stands, or keep the value that the program computed."
+        )
+
+    def __repr__(self) -> str:
+        return f"{self.aval} ({self.engine})"
+
+    _ad_str = property(__repr__)
 
 
 def flattened(value: ndarray) -> np.ndarray:
@@ -398,7 +418,7 @@ def _check_numbers(data: np.ndarray, obj: Any) -> None:
 
 NUMPY_CLASSES = (np.ndarray, np.float64, np.float32, np.float16, np.complex128, np.complex64)
 register_overloaded_type(ndarray, NUMPY_CLASSES)
-WRAPPERS.add(ndarray)
+WRAPPERS.update((ndarray, Shell))
 
 
 def _register_array_classes(engine: Engine) -> None:

@@ -3,32 +3,91 @@
 from typing import Any
 
 import numpy as np
+from pyadjoint import AdjFloat
 from pyadjoint.block_variable import BlockVariable
 
 from pyadjoint_utils.engine import Aval, Engine, convert, owner_of
+from pyadjoint_utils.errors import StaleTapeError
 
 # The classes whose ``_value`` is a bare array; they are defined where this module cannot look.
 WRAPPERS: set[type] = set()
 
 
 class Variable(BlockVariable):
-    """Block variable of an :class:`ndarray`: its checkpoint, adjoint, tangent and Hessian value are bare arrays."""
+    """Block variable of an :class:`ndarray`: its checkpoint, adjoint, tangent and Hessian value are bare arrays.
 
-    _checkpoint: Any
-    adj_value: Any
-    tlm_value: Any
-    hessian_value: Any
+    It does not know the user's value, whose life is the user's affair: data is held by ``_checkpoint`` alone.
 
-    def __init__(self, output: Any) -> None:
-        super().__init__(output)
-        # The value that the program computed, whatever evaluations put into the checkpoint later.
-        self.recorded: Any = output._value
-        self._conversions: dict[str, tuple[Any, Any]] | None = None
+    Args:
+        value: the bare array that the program computed.
+        engine: the engine that owns it.
+
+    Attributes:
+        moved: whether the checkpoint was overwritten since the program ran.
+        kept: the recorded value of a moved variable that no Block computes again.
+    """
+
+    # Defaults of what few variables change: an attribute of every variable would cost time and memory.
+    floating_type = False
+    is_functional_dependency = False
+    last_use = -1
+    kept: Any = None
+    _aval: Aval | None = None
+    _conversions: dict[str, tuple[Any, Any]] | None = None
+
+    def __init__(self, value: Any, engine: Engine) -> None:
+        # Not upstream's initializer, which keeps the user's object.
+        self._checkpoint: Any = value
+        self.engine = engine
+        self.adj_value: Any = None
+        self.tlm_value: Any = None
+        self.hessian_value: Any = None
+        self.is_control = False
+        self.is_control_dependent = False
+        self.creation_timestep = -1
+        self.moved = False
+
+    @property
+    def output(self) -> Any:
+        """What is known of the value without its data, as a value that raises when it is read."""
+        from pyadjoint_utils.values import Shell  # it stands on what stands on this module
+
+        return Shell(self)
+
+    @property
+    def aval(self) -> Aval:
+        """Shape and NumPy dtype of the value."""
+        if self._aval is None:
+            self._aval = self.engine.aval(self._checkpoint)
+        return self._aval
+
+    @property
+    def checkpoint(self) -> Any:
+        """The value at the point where the tape stands."""
+        return self._checkpoint
+
+    @checkpoint.setter
+    def checkpoint(self, value: Any) -> None:
+        if not self.is_control:
+            if not self.moved:
+                move(self)
+            self._checkpoint = value
+
+    @property
+    def saved_output(self) -> Any:
+        from pyadjoint_utils.values import ndarray  # it stands on what stands on this module
+
+        return ndarray(checkpoint_of(self), self.engine)
 
     def save_output(self, overwrite: bool = True) -> None:
-        """Keep the value, which is immutable, as the checkpoint."""
-        if overwrite or self._checkpoint is None:
-            self._checkpoint = self.output._value
+        """Nothing to do: the value was kept from the beginning."""
+
+    def will_add_as_dependency(self) -> None:
+        """Nothing to do: the value was kept from the beginning."""
+
+    def will_add_as_output(self) -> None:
+        """Take note that a Block computes this variable."""
+        self.creation_timestep = 0
 
     def add_adj_output(self, val: Any) -> None:
         self.adj_value = accumulated(self.adj_value, val)
@@ -73,7 +132,33 @@ def accumulated(total: Any, term: Any) -> Any:
 def checkpoint_of(bv: BlockVariable) -> Any:
     """Return the current value of a block variable as it is stored, without wrapping it."""
     value = bv._checkpoint
+    if value is None and type(bv) is Variable:
+        raise StaleTapeError(f"The value of a variable, {bv.aval}, is not kept on the tape.")
     return bare(bv.output if value is None else value)
+
+
+def move(bv: Any, *, keep: bool = False) -> None:
+    """Take note that a variable's value is about to be replaced; kept aside is that of an input of the program."""
+    if not getattr(bv, "moved", False):
+        if keep or bv.creation_timestep < 0:
+            bv.kept = bv.output._ad_create_checkpoint() if bv._checkpoint is None else bv._checkpoint
+        bv.moved = True
+
+
+def recorded_value(bv: Any) -> Any:
+    """Return the value that a variable had when it was recorded, as it is stored; it must not be lost."""
+    if type(bv) is not Variable and isinstance(bv.output, AdjFloat):
+        return bv.output
+    return bv.kept if getattr(bv, "moved", False) else bv._checkpoint
+
+
+def is_lost(bv: Any) -> bool:
+    """Whether the recorded value of a variable is not kept, so that a Block has to compute it again."""
+    if type(bv) is not Variable and isinstance(bv.output, AdjFloat):
+        return False
+    if getattr(bv, "moved", False):
+        return getattr(bv, "kept", None) is None
+    return type(bv) is Variable and bv._checkpoint is None
 
 
 def as_float(value: Any) -> float:

@@ -146,8 +146,16 @@ def transpose_without_conjugation(patch):
 
 
 def stale_point(patch):
+    recorded, exact_init = {}, EngineBlock.__init__
+
+    def init(self, *args):
+        exact_init(self, *args)
+        recorded[self] = EngineBlock.primals(self)
+
     def primals(self):
-        return tuple([bv.output._value for bv in self._dependencies])
+        return recorded[self]
+
+    patch.setattr(EngineBlock, "__init__", init)
 
     for name in ("evaluate_tlm", "evaluate_adj", "_second_adjoint"):
         method = getattr(EngineBlock, name)

@@ -1,0 +1,198 @@
+"""What a tape keeps alive: counted in arrays of an engine, and in bytes of bookkeeping."""
+
+import gc
+import tracemalloc
+import weakref
+
+import numpy as np
+import pytest
+from pyadjoint.overloaded_type import OverloadedType
+from toy_engine import ToyArray, asnumpy, overload_toy, toy
+
+from pyadjoint_utils import (
+    AdjFloat,
+    Block,
+    Control,
+    ReducedFunction,
+    ReducedFunctional,
+    StaleTapeError,
+    Tape,
+    compute_gradient,
+    get_working_tape,
+    overload,
+    push_tape,
+    set_working_tape,
+)
+
+A, P, Q = np.array([0.5, -1.0, 1.25]), np.array([1.5, 0.3, -0.6]), np.array([-0.7, 1.1, 0.4])
+step = overload_toy(lambda y: y - 0.01 * y * y)
+total = overload_toy(lambda x: x.sum())
+
+
+def live(size=3):
+    """How many arrays of the toy engine with this many numbers are alive."""
+    gc.collect()
+    return sum(type(item) is ToyArray and item.shape == (size,) for item in gc.get_objects())
+
+
+def chain(x, length):
+    y = x
+    for _ in range(length):
+        y = step(y)
+    return y
+
+
+# Without a schedule ----------------------------------------------------------------------------------------------------
+
+
+def test_each_value_is_kept_once():
+    before = live()
+    x = toy(A)
+    y = chain(x, 20)
+    rf = ReducedFunction(y, Control(x))
+    assert live() - before == 21
+    for point in (P, Q):
+        rf(toy(point))
+        # The function names x and y themselves, which are where the program left them.
+        assert live() - before == 23
+    rf.adj_jac_action(toy(A))
+    rf.hess_action(toy(A), toy(A))
+    assert live() - before == 23
+
+
+def test_a_variable_does_not_keep_the_users_value():
+    y = chain(toy(A), 2)
+    variable, value = y.block_variable, weakref.ref(y)
+    del y
+    gc.collect()
+    assert value() is None
+    after_one = A - 0.01 * A * A
+    np.testing.assert_allclose(asnumpy(variable.saved_output), after_one - 0.01 * after_one**2)
+
+
+def test_what_stands_in_a_variable_says_shape_and_dtype_and_holds_no_data():
+    y = chain(toy(A), 1)
+    shell = y.block_variable.output
+    assert (shell.shape, shell.dtype, shell.engine) == ((3,), np.float64, "toy")
+    assert str(y.block_variable) == "float64[3] (toy)"
+    assert asnumpy(shell._ad_init_zero()).tolist() == [0.0, 0.0, 0.0]
+    with pytest.raises(StaleTapeError, match="saved_output"):
+        shell.numpy()
+    with pytest.raises(StaleTapeError, match="saved_output"):
+        _ = shell + 1.0
+
+
+# What evaluations have overwritten is derived again ---------------------------------------------------------------------
+
+
+def test_what_another_function_needs_of_the_record_is_computed_again():
+    a, b = toy(A), toy(P)
+    y = total(chain(a, 3) * chain(b, 2))
+    expected = asnumpy(y)
+    first = ReducedFunctional(y, Control(a))
+    first(toy(Q))
+    second = ReducedFunctional(y, Control(b))
+    np.testing.assert_allclose(float(second(toy(P))), expected)
+    np.testing.assert_allclose(float(first(toy(A))), expected)
+    with push_tape():
+        at_q = chain(toy(Q), 3).numpy()
+    np.testing.assert_allclose(float(first(toy(Q))), at_q @ chain(toy(P), 2).numpy())
+
+
+def test_the_record_of_numbers_outlasts_an_evaluation():
+    s, t = AdjFloat(2.0), AdjFloat(3.0)
+    y = (s * s) * (t * t)
+    ReducedFunctional(y, Control(s))(5.0)
+    assert float(ReducedFunctional(y, Control(t))(3.0)) == 36.0
+
+
+class Twice(Block):
+    """A Block of another package, whose variables are upstream's."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.add_dependency(x)
+
+    def recompute_component(self, inputs, block_variable, idx, prepared):
+        return Box(2.0 * inputs[0].number)
+
+
+class Box(OverloadedType):
+    """A value of another package, which no engine knows."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def _ad_create_checkpoint(self):
+        return self
+
+    def _ad_restore_at_checkpoint(self, checkpoint):
+        return checkpoint
+
+
+def twice(x):
+    y = Box(2.0 * x.number)
+    block = Twice(x)
+    get_working_tape().add_block(block)
+    block.add_output(y.create_block_variable())
+    return y
+
+
+def test_the_record_of_another_package_is_computed_again():
+    x = Box(1.0)
+    z = twice(twice(x))
+    y = twice(z)
+    assert ReducedFunction(y, Control(x))(Box(5.0)).number == 40.0
+    late = ReducedFunction([y, z], Control(toy(A)))
+    assert [value.number for value in late(toy(P))] == [8.0, 4.0]
+
+
+def test_a_derivative_is_recorded_at_the_recorded_values_after_an_evaluation():
+    x = toy(A)
+    J = total(chain(x, 3))
+    ReducedFunctional(J, Control(x))(toy(P))
+    gradient = compute_gradient(J, Control(x), record=True)
+    once = ReducedFunctional(J, Control(x))
+    np.testing.assert_allclose(asnumpy(gradient), asnumpy((once(toy(A)), once.derivative())[1]))
+    second = ReducedFunction(gradient, Control(x))
+    at_p = asnumpy(second(toy(P)))
+    once(toy(P))
+    np.testing.assert_allclose(at_p, asnumpy(once.derivative()))
+
+
+def test_a_value_lost_to_another_tape_is_an_error():
+    x = toy(A)
+    y = chain(x, 1)
+    first = ReducedFunction(y, Control(x))
+    with set_working_tape(Tape()) as other:
+        b = toy(P)
+        z = y * b
+        first(toy(Q))
+        with pytest.raises(StaleTapeError, match="another tape"):
+            ReducedFunction(z, Control(b), tape=other)(toy(P))
+
+
+# Bookkeeping -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["autograd", "jax"])
+def test_a_block_costs_less_than_a_kilobyte(engine):
+    pytest.importorskip(engine)
+    scale, count = overload(lambda x: x * 1.01, engine), 2_000
+
+    def grown(run, y):
+        y = run(run(y))
+        gc.collect()
+        tracemalloc.start()
+        kept = [y := run(y) for _ in range(count)]
+        gc.collect()
+        size = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        return size / count, kept
+
+    x = scale(np.ones(1))
+    data, _ = grown(lambda value: scale(value.value), x)
+    both, _ = grown(scale, x)
+    assert both - data < 1000
+    assert len(get_working_tape().get_blocks()) >= count
