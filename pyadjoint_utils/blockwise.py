@@ -18,10 +18,12 @@ class _Reach(NamedTuple):
     Attributes:
         pointwise: whether every path is.
         declared: whether a function on some path was declared pointwise.
+        summed: whether every path is pointwise as far as it is curved, and linear from there on.
     """
 
     pointwise: bool
     declared: bool
+    summed: bool
 
 
 def pointwise_pairs(plan: Plan, outputs: Sequence[Any], controls: Sequence[Any]) -> Pairs:
@@ -37,28 +39,32 @@ def pointwise_pairs(plan: Plan, outputs: Sequence[Any], controls: Sequence[Any])
     """
     reached = _reached_from(plan, controls)
     ways = {(i, j): [r[y]] if y in r else [] for i, y in enumerate(outputs) for j, r in enumerate(reached)}
-    return _blockwise(ways, outputs, controls)
+    return _blockwise({pair: [(r.pointwise, r.declared) for r in rs] for pair, rs in ways.items()}, outputs, controls)
 
 
 def pointwise_curvature(plan: Plan, outputs: Sequence[Any], controls: Sequence[Any]) -> Pairs:
-    """Return the pairs (j, k) of controls whose second derivatives of the outputs are block-diagonal over points."""
+    """Return the pairs (j, k) of controls whose second derivatives of the outputs are block-diagonal over points.
+
+    The outputs may be sums of fields of points, and other linear functions of them, too.
+    """
     reached = _reached_from(plan, controls)
     ways = {
         (j, k): [way for y in outputs if y in a and y in b for way in (a[y], b[y])]
         for j, a in enumerate(reached)
         for k, b in enumerate(reached)
     }
-    return _blockwise(ways, controls, controls)
+    return _blockwise({pair: [(r.summed, r.declared) for r in rs] for pair, rs in ways.items()}, controls, controls)
 
 
-def _blockwise(ways: dict[tuple[int, int], list[_Reach]], rows: Sequence[Any], columns: Sequence[Any]) -> Pairs:
-    found = {
-        pair for pair, reaches in ways.items() if all(r.pointwise for r in reaches) and any(r.declared for r in reaches)
-    }
+def _blockwise(
+    ways: dict[tuple[int, int], list[tuple[bool, bool]]], rows: Sequence[Any], columns: Sequence[Any]
+) -> Pairs:
+    """The pairs whose every way is blockwise, one of them by declaration, and the fields of as many points."""
+    found = {pair for pair, rs in ways.items() if all(blocks for blocks, _ in rs) and any(named for _, named in rs)}
     fields = {i for i, _ in found}, {j for _, j in found}
-    # Zeros between two fields of as many points have blocks as well.
-    zeros = {(i, j) for (i, j), reaches in ways.items() if not reaches and i in fields[0] and j in fields[1]}
-    return found | {(i, j) for i, j in zeros if aval_of(rows[i]).shape[0] == aval_of(columns[j]).shape[0]}
+    # Zeros between two fields have blocks as well.
+    zeros = {(i, j) for (i, j), rs in ways.items() if not rs and i in fields[0] and j in fields[1]}
+    return {(i, j) for i, j in found | zeros if aval_of(rows[i]).shape[0] == aval_of(columns[j]).shape[0]}
 
 
 def _reached_from(plan: Plan, controls: Sequence[Any]) -> list[dict[Any, _Reach]]:
@@ -69,16 +75,28 @@ def _reached_from(plan: Plan, controls: Sequence[Any]) -> list[dict[Any, _Reach]
 
 
 def _reached(plan: Plan, control: Any) -> dict[Any, _Reach]:
-    reached, cut = {control: _Reach(bool(aval_of(control).shape), False)}, set(plan.sources)
+    has_points = bool(aval_of(control).shape)
+    reached, cut = {control: _Reach(has_points, False, has_points)}, set(plan.sources)
     for block in plan.derivative:
+        linear = _is_linear(block, plan.dependent)
         for source, target, pointwise, declared in _edges(block):
             before = reached.get(source)
             if before is not None and target not in cut:
-                known = reached.get(target, _Reach(True, False))
+                known = reached.get(target, _Reach(True, False, True))
                 reached[target] = _Reach(
-                    known.pointwise and before.pointwise and pointwise, known.declared or before.declared or declared
+                    known.pointwise and before.pointwise and pointwise,
+                    known.declared or before.declared or declared,
+                    known.summed and (before.summed if linear else before.pointwise and pointwise),
                 )
     return reached
+
+
+def _is_linear(block: Block, dependent: set[Any]) -> bool:
+    """Whether a Block is linear in all that depends on controls, together."""
+    if not isinstance(block, EngineBlock):
+        return isinstance(block, ConversionBlock)
+    nature, deps = block.rules.nature, block.get_dependencies()
+    return nature.linear or (nature.bilinear and sum(deps[i] in dependent for i in block.rules.active) == 1)
 
 
 def _edges(block: Block) -> Iterator[tuple[Any, Any, bool, bool]]:

@@ -20,7 +20,7 @@ from pyadjoint_utils.errors import (
     ImmutableError,
     NotDifferentiableError,
 )
-from pyadjoint_utils.points import elementwise
+from pyadjoint_utils.points import nature_of
 
 # Ufunc methods that have a function of their own.
 _REDUCTIONS = {"add": "sum", "multiply": "prod", "maximum": "max", "minimum": "min"}
@@ -100,7 +100,7 @@ def recorded_function(engine: Engine, name: str) -> Callable[..., Any]:
         # An array of the new dtype goes along, so that an engine sees from its arguments which precision it works in.
         astype = function
         function = lambda x, like, dtype: astype(x, dtype)  # noqa: E731
-    return Overloaded(function, engine, name=name, static_numbers=True, elementwise=elementwise(name))
+    return Overloaded(function, engine, name=name, static_numbers=True, nature=nature_of(name))
 
 
 def differentiator(value: Any) -> Engine:

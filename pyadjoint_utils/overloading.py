@@ -13,7 +13,7 @@ from pyadjoint_utils.arguments import Arguments, argument_path, hashable
 from pyadjoint_utils.captures import captured
 from pyadjoint_utils.engine import Arrays, Aval, Engine, convert, engine_names, get_engine, owner_of, tracing_engine
 from pyadjoint_utils.errors import ArgumentTypeError, RemovedOptionError
-from pyadjoint_utils.points import check_marks
+from pyadjoint_utils.points import UNKNOWN, Nature, check_marks
 from pyadjoint_utils.prepared import PYTHON_NUMBERS, Key, Prepared
 from pyadjoint_utils.running import RUNNING
 from pyadjoint_utils.values import ndarray
@@ -42,7 +42,7 @@ class Overloaded:
         out_pointwise: bool | Sequence[bool] | None = None,
         name: str | None = None,
         static_numbers: bool = False,
-        elementwise: bool = False,
+        nature: Nature = UNKNOWN,
     ) -> None:
         if not callable(function):
             raise ArgumentTypeError(
@@ -55,7 +55,7 @@ class Overloaded:
         self.arguments = Arguments(function, engine, self.name, argnums, static_argnums, static_argnames, pointwise)
         self.checkpoint, self.jit = checkpoint, jit
         self.out_pointwise = check_marks(out_pointwise, "out_pointwise", self.name)
-        self.static_numbers, self.elementwise = static_numbers, elementwise
+        self.static_numbers, self.nature = static_numbers, nature
         self._prepared: dict[Any, Prepared] = {}
         update_wrapper(self, function, updated=())
 

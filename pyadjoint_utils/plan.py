@@ -32,9 +32,9 @@ class Plan:
         self.forward = _between(blocks, set(self.sources), set(outputs), _all)
         self.derivative = _between(self.forward, set(controls), set(outputs), _differentiable)
         produced = {bv for block in self.forward for bv in block.get_outputs()}
-        self._marked = _dependent(self.derivative, set(controls), _differentiable)
+        self.dependent = _dependent(self.derivative, set(controls), _differentiable)
         self.touched = (
-            self._marked
+            self.dependent
             | set(self.outputs)
             | {bv for block in self.derivative for bv in (*block.get_dependencies(), *block.get_outputs())}
         )
@@ -63,7 +63,7 @@ class Plan:
     def ends(self, block: Block) -> tuple[list[int], list[int]]:
         """Return the positions among a Block's dependencies and outputs between which a derivative passes."""
         dependencies, outputs = _differentiable(block)
-        passing = self._marked.intersection(dependencies)
+        passing = self.dependent.intersection(dependencies)
         deps, outs = block.get_dependencies(), block.get_outputs()
         allowed = set(block.rules.active) if isinstance(block, EngineBlock) else set(range(len(deps)))
         return (
@@ -127,12 +127,12 @@ class Plan:
     @contextmanager
     def marks(self) -> Iterator[None]:
         """Mark what depends on the controls, as Pyadjoint's Blocks look for it."""
-        for bv in self._marked:
+        for bv in self.dependent:
             bv.is_control_dependent = True
         try:
             yield
         finally:
-            for bv in self._marked:
+            for bv in self.dependent:
                 bv.is_control_dependent = False
 
     def _isolated(self, block: Block, evaluate: Callable[[Block], None], kinds: tuple[str, ...]) -> None:

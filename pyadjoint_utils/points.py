@@ -10,6 +10,43 @@ from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
 
 # Functions of NumPy names that act on each entry by itself, beside the ufuncs.
 _ELEMENTWISE = {"where", "clip", "round", "astype", "real", "imag"}
+_LINEAR = {
+    *(
+        "add",
+        "subtract",
+        "negative",
+        "positive",
+        "conj",
+        "real",
+        "imag",
+        "astype",
+        "sum",
+        "mean",
+        "cumsum",
+        "trace",
+        "diff",
+    ),
+    *("getitem", "reshape", "ravel", "transpose", "swapaxes", "moveaxis", "squeeze", "expand_dims", "broadcast_to"),
+    *("flip", "roll", "repeat", "tile", "concatenate", "stack", "hstack", "vstack", "diagonal"),
+}
+_BILINEAR = {"multiply", "matmul", "dot"}
+
+
+class Nature(NamedTuple):
+    """What is known of a function by its NumPy name.
+
+    Attributes:
+        elementwise: it acts on each entry of its broadcast arguments by itself.
+        linear: it is linear, over the real numbers, in all its arguments together.
+        bilinear: it is linear in each of its arguments.
+    """
+
+    elementwise: bool = False
+    linear: bool = False
+    bilinear: bool = False
+
+
+UNKNOWN = Nature()
 
 
 class Points(NamedTuple):
@@ -55,10 +92,11 @@ class Points(NamedTuple):
         return self.paths[i] if self.paths else ""
 
 
-def elementwise(name: str) -> bool:
-    """Whether a function of a NumPy name acts on each entry of its broadcast arguments by itself."""
+def nature_of(name: str) -> Nature:
+    """What is known of a function by its NumPy name."""
     found = getattr(np, name, None)
-    return name in _ELEMENTWISE or (isinstance(found, np.ufunc) and found.signature is None)
+    elementwise = name in _ELEMENTWISE or (isinstance(found, np.ufunc) and found.signature is None)
+    return Nature(elementwise, name in _LINEAR, name in _BILINEAR)
 
 
 def points_of_elementwise(inputs: Sequence[Aval], outputs: Sequence[Aval]) -> Points | None:

@@ -76,6 +76,7 @@ class Prepared:
         self.rules = Rules(
             engine, function, key.avals, len(key.taped), key.active, compiled=overloaded.jit, name=self.name
         )
+        self.rules.nature = overloaded.nature
 
     def _output(self, k: int, leaf: Any) -> Any:
         engine = self.engine
@@ -108,7 +109,7 @@ class Prepared:
     def _points_with(self, outputs: tuple[Aval, ...]) -> Points | None:
         inputs = self.rules.inputs
         if self._points is None:
-            return points_of_elementwise(inputs, outputs) if self._overloaded.elementwise else None
+            return points_of_elementwise(inputs, outputs) if self._overloaded.nature.elementwise else None
         result = self.engine.unflatten(self.out_structure, range(len(outputs)))
         items = [self.engine.flatten(item)[0] for item in (result if isinstance(result, (tuple, list)) else [result])]
         return with_outputs(self.name, self._points, self._overloaded.out_pointwise, items, inputs, outputs)

@@ -253,8 +253,8 @@ class ReducedFunction(AbstractReducedFunctional):
 
         Returns:
             Entry ``[j][k]`` has the shape of control j followed by the shape of control k, in the engine of control j;
-            unwrapped where a single control was given. Where the outputs depend on both controls along pointwise paths, it
-            holds the blocks of the points, as for :meth:`jac_matrix`.
+            unwrapped where a single control was given. Where the outputs depend on both controls along pointwise paths, or
+            are sums and other linear functions of what does, it holds the blocks of the points, as for :meth:`jac_matrix`.
 
         Raises:
             NotDifferentiableError: a control is complex, for which there is no such matrix; or there is no ``adj`` for what

@@ -6,7 +6,7 @@ from typing import Any
 
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
 from pyadjoint_utils.errors import NotDifferentiableError
-from pyadjoint_utils.points import Points
+from pyadjoint_utils.points import UNKNOWN, Points
 
 
 class Rules:
@@ -43,6 +43,7 @@ class Rules:
         self.name = name
         self.outputs: tuple[Aval, ...] = ()  # known after the first run
         self.points: Points | None = None  # likewise
+        self.nature = UNKNOWN
         self._local: dict[tuple[tuple[int, ...], tuple[int, ...]], LocalRules] = {}
 
     @cached_property

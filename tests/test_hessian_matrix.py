@@ -197,6 +197,55 @@ def test_points_have_blocks_and_parameters_are_dense():
     np.testing.assert_allclose(pp.numpy(), np.diag([2 * np.sum(adj * np.sin(a) * b**2), 0.0]), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("total", "blocks"),
+    [
+        (lambda y: y.sum(), True),
+        (lambda y: (np.array([[0.5], [2.0]]) * y).mean(), True),
+        (lambda y: to_adjfloat((y[::-1].reshape(6) @ np.arange(6.0)).sum() - y[0].sum()), True),
+        (lambda y: y.sum() ** 2, False),
+        (lambda y: (y * np.flip(y, 0)).sum(), False),
+        (lambda y: (y.T @ y)[0, 1], False),
+        (lambda y: (np.exp(y.sum()) * y).sum(), False),
+        (lambda y: np.exp(y).cumsum(0).sum(), True),
+    ],
+    ids=[
+        "sum",
+        "weighted mean",
+        "pieces",
+        "square of the sum",
+        "product with others",
+        "y.T y",
+        "scaled by all",
+        "sums of exp",
+    ],
+)
+def test_sums_of_fields_of_points_have_blocks(total, blocks, engine):
+    of = functions(engine)
+    f = overload(lambda x: of("sin")(x) * of("flip")(x, 1), engine, pointwise=True)
+    x = array(W)
+    rf = ReducedFunction(total(f(x)), [Control(x)])
+    rf([W + 0.1])
+    ((found,),) = rf.hess_matrix(1.0)
+    ((expected,),) = actions(rf, [W], 1.0)
+    if blocks:
+        assert np.all(expected[0, :, 1] == 0)
+        expected = np.stack([expected[k, :, k] for k in range(2)])
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-11, atol=1e-13)
+
+
+def test_sums_over_fields_of_different_length():
+    x, y = array(W), array(X)
+    f, g = (overload(h, "autograd", pointwise=True) for h in (lambda x: x**3, lambda y: y**4))
+    J = ReducedFunctional(f(x).sum() - g(y).sum(), [Control(x), Control(y)])
+    (xx, xy), (yx, yy) = J.hess_matrix()
+    assert (xx.shape, xy.shape, yx.shape, yy.shape) == ((2, 3, 3), (2, 3, 3), (3, 2, 3), (3,))
+    np.testing.assert_allclose(yy.numpy(), -12 * X**2)
+    assert not xy.numpy().any()
+
+
 def test_directions_are_those_of_one_point_and_of_the_parameters():
     counts = []
 
