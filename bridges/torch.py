@@ -302,7 +302,8 @@ class TorchEngine(Engine):
         def jvp(x: Arrays, c: Arrays) -> Arrays:
             nonlocal forward
             if _transforming():
-                if forward is False:
+                # Inside of dual numbers of ours a transformation cannot make its own.
+                if forward is False or _level.locked():
                     return self._transposed(f, x, c, n)
                 y, dy = torch.func.jvp(lambda *x: f(x, c), tuple(x[:n]), tuple(x[n:]))
                 return (*y, *dy)

@@ -30,7 +30,9 @@ def batch_of(f: Map, batched: Sequence[bool], loop: Map) -> Map:
     def mapped(x: Arrays, c: Arrays) -> Arrays:
         nonlocal together
         if together is None:
-            together = agree(x, c)
+            if torch._C._are_functorch_transforms_active():  # there are no numbers to compare
+                return loop(x, c)
+            together = agree(_detached(x), _detached(c))
         return vmapped(x, c) if together else loop(x, c)
 
     def vmapped(x: Arrays, c: Arrays) -> Arrays:
@@ -46,6 +48,10 @@ def batch_of(f: Map, batched: Sequence[bool], loop: Map) -> Map:
         return all(_close(a[0], b) for a, b in zip(found, alone, strict=True))
 
     return mapped
+
+
+def _detached(arrays: Arrays) -> Arrays:
+    return tuple([a.detach() if isinstance(a, torch.Tensor) else a for a in arrays])
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -41,6 +41,7 @@ from pyadjoint_utils.errors import (
 )
 from pyadjoint_utils.flat import ReducedFunctionNumPy
 from pyadjoint_utils.functional import ReducedFunctional
+from pyadjoint_utils.matrices import hessian, jacfwd, jacrev
 from pyadjoint_utils.models import parameters
 from pyadjoint_utils.numpy_functions import install_on_adjfloat
 from pyadjoint_utils.optimization import (
@@ -54,6 +55,7 @@ from pyadjoint_utils.optimization import (
 from pyadjoint_utils.overloading import overload
 from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.tapes import Tape, push_tape, set_working_tape
+from pyadjoint_utils.transformations import cvjp, grad, hvp, jvp, linear_adjoint, linearize, value_and_grad, vjp
 from pyadjoint_utils.values import array, asarray, ndarray
 from pyadjoint_utils.verification import Verification, taylor_test, taylor_to_dict, verify
 
@@ -107,9 +109,18 @@ __all__ = [
     "compute_jacobian_matrix",
     "continue_annotation",
     "create_overloaded_object",
+    "cvjp",
     "engine_names",
     "get_engine",
     "get_working_tape",
+    "grad",
+    "hessian",
+    "hvp",
+    "jacfwd",
+    "jacrev",
+    "jvp",
+    "linear_adjoint",
+    "linearize",
     "minimize",
     "ndarray",
     "no_annotations",
@@ -128,7 +139,9 @@ __all__ = [
     "to_numpy",
     "to_tensorflow",
     "to_torch",
+    "value_and_grad",
     "verify",
+    "vjp",
 ]
 
 

@@ -47,7 +47,7 @@ def adjoints(plan: Plan, seeds: Directions) -> Directions:
         for block in reversed(plan.derivative):
             given = [None if bv in cut else values.pop(bv, None) for bv in block.get_outputs()]
             if any(value is not None for value in given):
-                results = _backward(block, given, plan.touched)
+                results = _backward(block, given, plan.dependent)
                 _accumulate(values, zip(block.get_dependencies(), results, strict=True))
     return values
 
@@ -72,7 +72,7 @@ def second_adjoints(plan: Plan, directions: Directions, seeds: Directions) -> Di
             deps, outputs = block.get_dependencies(), block.get_outputs()
             yb, dyb = [[None if bv in cut else values.pop(bv, None) for bv in outputs] for values in (first, second)]
             if any(value is not None for value in (*yb, *dyb)):
-                xb, dxb = _backward_twice(block, [tangent.get(bv) for bv in deps], yb, dyb, plan.touched)
+                xb, dxb = _backward_twice(block, [tangent.get(bv) for bv in deps], yb, dyb, plan.dependent)
                 _accumulate(first, zip(deps, xb, strict=True))
                 _accumulate(second, zip(deps, dxb, strict=True))
     return second
@@ -93,20 +93,20 @@ def _forward(block: Block, given: Sequence[Any]) -> list[Any]:
     return rules.tangents(block.primals(), block.constants, _rows(given, rules.inputs, rules.engine), batched=True)
 
 
-def _backward(block: Block, given: Sequence[Any], touched: set[Any]) -> list[Any]:
+def _backward(block: Block, given: Sequence[Any], dependent: set[Any]) -> list[Any]:
     deps = block.get_dependencies()
     if isinstance(block, ConversionBlock):
         return [_converted(given[0], deps[0])]
     if not isinstance(block, EngineBlock):
         return one_by_one(block, given, "adj_value", block.get_outputs(), deps)
     rules = block.rules
-    ins = [i for i in rules.active if deps[i] in touched]
+    ins = [i for i in rules.active if deps[i] in dependent]
     seeds = _rows(given, rules.outputs, rules.engine)
     return rules.adjoints(block.primals(), block.constants, seeds, ins, batched=True)
 
 
 def _backward_twice(
-    block: Block, dx: Sequence[Any], yb: Sequence[Any], dyb: Sequence[Any], touched: set[Any]
+    block: Block, dx: Sequence[Any], yb: Sequence[Any], dyb: Sequence[Any], dependent: set[Any]
 ) -> tuple[Sequence[Any], Sequence[Any]]:
     """The adjoint of a Block, and its derivatives along all directions."""
     deps = block.get_dependencies()
@@ -117,7 +117,7 @@ def _backward_twice(
         return one_by_one_twice(block, dx, yb, dyb)
     rules = block.rules
     outs = tuple([k for k in rules.differentiable if yb[k] is not None or dyb[k] is not None])
-    ins = tuple([i for i in rules.active if deps[i] in touched])
+    ins = tuple([i for i in rules.active if deps[i] in dependent])
     adjoint: list[Any] = [None] * len(deps)
     results: list[Any] = [None] * len(deps)
     if not ins or not outs:
@@ -133,7 +133,7 @@ def _backward_twice(
         for i, dxb in zip(ins, local.batched_hvp((*x, *seeds, *rows), c), strict=True):
             results[i] = dxb
     elif any(value is not None for value in arriving):  # without curvature it is an adjoint
-        results = _backward(block, dyb, touched)
+        results = _backward(block, dyb, dependent)
     return adjoint, results
 
 

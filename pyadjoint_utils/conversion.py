@@ -7,8 +7,9 @@ from pyadjoint import AdjFloat, Block, annotate_tape, get_working_tape
 from pyadjoint.overloaded_type import OverloadedType
 
 from pyadjoint_utils.block import add_adjoint, add_hessian
-from pyadjoint_utils.engine import convert, get_engine
+from pyadjoint_utils.engine import Aval, Engine, convert, get_engine
 from pyadjoint_utils.errors import ArgumentTypeError
+from pyadjoint_utils.program_tape import ProgramTape
 from pyadjoint_utils.values import array, ndarray
 from pyadjoint_utils.variable import Variable, as_float, checkpoint_of, entered
 
@@ -59,17 +60,33 @@ class ConversionBlock(Block):
 def converted_like(value: Any, like: Any) -> Any:
     """Return a value of the tape in the type, engine and dtype of another one, recorded."""
     if isinstance(like, ndarray):
-        same = _record(value, ndarray(entered(value, like.aval, like._engine), like._engine))
-        return same if same.shape == like.shape else same.reshape(like.shape)
+        return converted_to(value, like.aval, like._engine)
     return _record(value, AdjFloat(as_float(value)))
+
+
+def converted_to(value: Any, aval: Aval, engine: Engine) -> ndarray:
+    """Return a value of the tape as an array of an engine, shape and dtype, recorded; itself if it is one."""
+    if isinstance(value, ndarray) and value._engine is engine and value.aval == aval:
+        return value
+    same = _record(value, ndarray(entered(value, aval, engine), engine))
+    return same if same.shape == aval.shape else same.reshape(aval.shape)
 
 
 def _record(source: Any, target: OverloadedType) -> Any:
     if isinstance(source, OverloadedType) and annotate_tape():
-        block = ConversionBlock(source)
-        get_working_tape().add_block(block)
-        block.add_output(target.create_block_variable())
+        target.create_block_variable()
+        connect(source, target)
     return target
+
+
+def connect(source: Any, target: Any) -> None:
+    """Record that a value, whose variable nothing has computed so far, is another one."""
+    tape = get_working_tape()
+    if isinstance(tape, ProgramTape):
+        (source,) = tape.connected([source], [target])
+    block = ConversionBlock(source)
+    tape.add_block(block)
+    block.add_output(target.block_variable)
 
 
 def copied(x: Any) -> ndarray:

@@ -11,6 +11,7 @@ from pyadjoint_utils.captures import check_captures
 from pyadjoint_utils.engine import Arrays, Aval, get_engine
 from pyadjoint_utils.errors import ArgumentTypeError, CapturedValueError
 from pyadjoint_utils.points import Points, points_of_elementwise, with_outputs
+from pyadjoint_utils.program_tape import ProgramTape
 from pyadjoint_utils.rules import Rules
 from pyadjoint_utils.running import RUNNING
 from pyadjoint_utils.tapes import working_tape
@@ -126,6 +127,8 @@ class Prepared:
 def record(rules: Rules, dependencies: list[Any], constants: Arrays, outputs: Sequence[ndarray]) -> None:
     """Put one call on the working tape."""
     tape = working_tape(None)
+    if isinstance(tape, ProgramTape):
+        dependencies = tape.connected(dependencies, outputs)
     block = EngineBlock(rules, dependencies, constants)
     tape.add_block(block)
     for y in outputs:

@@ -19,6 +19,7 @@ from pyadjoint_utils.errors import (
     StaleTapeError,
 )
 from pyadjoint_utils.plan import Plan
+from pyadjoint_utils.program_tape import ProgramTape
 from pyadjoint_utils.tapes import STALE, state_of, working_tape
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import move
@@ -101,6 +102,8 @@ class ReducedFunction(AbstractReducedFunctional):
                 raise ArgumentTypeError(f"inputs[{k}] must be a value of the tape; got {type(value).__name__}.")
         if not self._controls:
             raise ArgumentValueError("A reduced function needs at least one control.")
+        if isinstance(self.tape, ProgramTape):
+            self._controls[:] = [Control(self.tape.local(c.control), c.riesz_map) for c in self._controls]
         self._check_recorded()
         self._variables = [value.block_variable for value in (*self._controls, *self._inputs)]
         if len(set(self._variables)) != len(self._variables):
@@ -370,6 +373,8 @@ class ReducedFunction(AbstractReducedFunctional):
         return plan
 
     def _check_recorded(self) -> None:
+        for output in self._outputs:
+            _ = output.block_variable  # what is recorded when it is needed is needed now
         known = {control.block_variable for control in self._controls}
         for block in self.tape.get_blocks():
             known.update(block.get_outputs(), block.get_dependencies())

@@ -1,11 +1,9 @@
 """Rules by hand as programs: differentiated on a tape of their own, with a look at whether anything got lost."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from pyadjoint import annotate_tape, continue_annotation, pause_annotation
 from pyadjoint.overloaded_type import OverloadedType
 
 from pyadjoint_utils.control import Control
@@ -13,7 +11,7 @@ from pyadjoint_utils.differences import central, precision, random_like
 from pyadjoint_utils.engine import owner_of
 from pyadjoint_utils.errors import NotDifferentiableError
 from pyadjoint_utils.reduced import ReducedFunction
-from pyadjoint_utils.tapes import push_tape
+from pyadjoint_utils.tapes import push_tape, recording_on
 from pyadjoint_utils.values import array
 from pyadjoint_utils.variable import bare
 
@@ -33,7 +31,7 @@ def _one(value: Any) -> np.ndarray:
 def derivative_of_program(program: Program, at: Sequence[Any], direction: Sequence[Any]) -> list[np.ndarray]:
     """Return the derivative of a program of overloaded functions along a direction; what is not taped is constant."""
     with push_tape() as tape:
-        with _annotating():
+        with recording_on(tape):
             inputs: list[Any] = [array(v) for v in at]
             outputs = program(inputs)
             controls = [Control(v) for v in inputs]
@@ -55,14 +53,3 @@ def check_program(program: Program, at: Sequence[np.ndarray], name: str) -> None
             "differences of it give another derivative, so that it takes values off the tape (numpy.asarray, float, "
             "SciPy, a loop that fills an array)."
         )
-
-
-@contextmanager
-def _annotating() -> Iterator[None]:
-    was_on = annotate_tape()
-    continue_annotation()
-    try:
-        yield
-    finally:
-        if not was_on:
-            pause_annotation()

@@ -169,6 +169,7 @@ class LocalRules:
         self.n, self.m = len(ins), len(outs)
         self.in_avals = tuple([rules.inputs[i] for i in ins])
         self.out_avals = tuple([rules.outputs[k] for k in outs])
+        self._of_size: dict[tuple[str, int], Rules] = {}
 
     def split(self, primals: Arrays, constants: Arrays) -> tuple[Arrays, Arrays]:
         """Sort the function's arrays into the differentiated ones and the constant ones."""
@@ -211,56 +212,99 @@ class LocalRules:
         return self.rules.prepare(self.rules.engine.jvp_of(self.vjp_map, self.n + self.m))
 
     @cached_property
+    def batched_jvp_map(self) -> Map:
+        return self.rules.engine.batch_of(self.jvp_map, [False] * self.n + [True] * self.n)
+
+    @cached_property
+    def batched_vjp_map(self) -> Map:
+        return self.rules.engine.batch_of(self.vjp_map, [False] * self.n + [True] * self.m)
+
+    @cached_property
     def batched_jvp(self) -> Map:
         """The tangent over a leading axis of ``dx``."""
-        return self._batched(self.jvp_map, [False] * self.n + [True] * self.n)
+        return self.rules.prepare(self.batched_jvp_map)
 
     @cached_property
     def batched_vjp(self) -> Map:
         """The adjoint over a leading axis of ``yb``."""
-        return self._batched(self.vjp_map, [False] * self.n + [True] * self.m)
+        return self.rules.prepare(self.batched_vjp_map)
 
     @cached_property
     def batched_hvp(self) -> Map:
         """The derivative of the adjoint over a leading axis of its directions: ``((*x, *yb, *dx, *dyb), c) -> dxb``."""
         both, n, m = self.rules.engine.jvp_of(self.vjp_map, self.n + self.m), self.n, self.m
-        return self._batched(lambda x, c: both(x, c)[n:], [False] * (n + m) + [True] * (n + m))
-
-    def _batched(self, f: Map, batched: Sequence[bool]) -> Map:
-        return self.rules.prepare(self.rules.engine.batch_of(f, batched))
-
-    def _derived(self, f: Map, seeds: Sequence[Aval], outputs: tuple[Aval, ...], kind: str) -> Rules:
-        rules, n = self.rules, self.n
-        others = [rules.inputs[i] for i in self.others]
-        constants = rules.inputs[rules.dependencies :]
-        k = n + len(seeds)
-        derived = Rules(
-            rules.engine,
-            lambda leaves: f(leaves[:k], leaves[k:]),
-            (*self.in_avals, *seeds, *others, *constants),
-            k + len(others),
-            range(k),
-            compiled=rules.compiled,
-            name=f"{kind}({rules.name})",
-        )
-        derived.outputs = outputs
-        if rules.points is not None and kind != "dual":
-            rest = (*self.others, *range(rules.dependencies, len(rules.inputs)))
-            points = rules.points
-            derived.points = (points.adjoint if kind == "vjp" else points.tangent)(self.ins, self.outs, rest)
-        return derived
+        marks = [False] * (n + m) + [True] * (n + m)
+        return self.rules.prepare(self.rules.engine.batch_of(lambda x, c: both(x, c)[n:], marks))
 
     @cached_property
     def vjp_rules(self) -> Rules:
         """The VJP as a function that can itself go on the tape; dependencies ``(*x, *yb, *others)``."""
-        return self._derived(self.vjp_map, self.out_avals, self.in_avals, "vjp")
+        return DerivedRules(self, "vjp", self.vjp_map, self.vjp, self.out_avals, self.in_avals)
 
     @cached_property
     def jvp_rules(self) -> Rules:
         """The JVP as a function that can itself go on the tape; dependencies ``(*x, *dx, *others)``."""
-        return self._derived(self.jvp_map, self.in_avals, self.out_avals, "jvp")
+        return DerivedRules(self, "jvp", self.jvp_map, self.jvp, self.in_avals, self.out_avals)
 
     @cached_property
     def dual_rules(self) -> Rules:
         """Values and tangents ``(*y, *dy)`` as one function; dependencies ``(*x, *dx, *others)``."""
-        return self._derived(self.dual_map, self.in_avals, 2 * self.out_avals, "dual")
+        return DerivedRules(self, "dual", self.dual_map, None, self.in_avals, 2 * self.out_avals)
+
+    def batched_vjp_rules(self, size: int) -> Rules:
+        """As :attr:`vjp_rules`, over a leading axis of ``yb``."""
+        return self._batched_rules("vjp", self.batched_vjp_map, self.batched_vjp, self.out_avals, self.in_avals, size)
+
+    def batched_jvp_rules(self, size: int) -> Rules:
+        """As :attr:`jvp_rules`, over a leading axis of ``dx``."""
+        return self._batched_rules("jvp", self.batched_jvp_map, self.batched_jvp, self.in_avals, self.out_avals, size)
+
+    def _batched_rules(
+        self, kind: str, f: Map, prepared: Map, seeds: Sequence[Aval], results: Sequence[Aval], size: int
+    ) -> Rules:
+        found = self._of_size.get((kind, size))
+        if found is None:
+            seeds, results = ([Aval((size, *a.shape), a.dtype) for a in avals] for avals in (seeds, results))
+            found = self._of_size[kind, size] = DerivedRules(self, f"batched {kind}", f, prepared, seeds, results)
+        return found
+
+
+class DerivedRules(Rules):
+    """A derivative between chosen inputs and outputs as a function of its own, which has derivatives in turn.
+
+    Args:
+        local: where it comes from.
+        kind: ``"vjp"``, ``"jvp"`` or ``"dual"``, or one of the first two over a leading axis of its seeds.
+        f: the derivative, ``((*x, *seeds), c) -> results``.
+        prepared: the same, ready for calls, where sweeps over the original function have it; else None.
+        seeds: shape and dtype of the seeds.
+        results: shape and dtype of the results.
+    """
+
+    def __init__(
+        self,
+        local: LocalRules,
+        kind: str,
+        f: Map,
+        prepared: Map | None,
+        seeds: Sequence[Aval],
+        results: Sequence[Aval],
+    ) -> None:
+        rules, k = local.rules, local.n + len(seeds)
+        others = [rules.inputs[i] for i in local.others]
+        super().__init__(
+            rules.engine,
+            lambda leaves: f(leaves[:k], leaves[k:]),
+            (*local.in_avals, *seeds, *others, *rules.inputs[rules.dependencies :]),
+            k + len(others),
+            (*range(k), *[k + j for j, i in enumerate(local.others) if i in rules.active]),
+            compiled=rules.compiled,
+            name=f"{kind}({rules.name})",
+        )
+        self.outputs = tuple(results)
+        if prepared is not None:
+            self.value = lambda x, c: prepared(c[:k], c[k:])
+        if rules.points is not None and kind in ("vjp", "jvp"):
+            rest = (*local.others, *range(rules.dependencies, len(rules.inputs)))
+            derived = rules.points.adjoint if kind == "vjp" else rules.points.tangent
+            self.points = derived(local.ins, local.outs, rest)

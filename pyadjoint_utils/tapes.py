@@ -1,10 +1,12 @@
 """The tape, and what this project keeps beside it."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyadjoint
-from pyadjoint import get_working_tape
+from pyadjoint import annotate_tape, continue_annotation, get_working_tape, pause_annotation
 from pyadjoint.tape import TapePackageData
 
 from pyadjoint_utils.errors import StaleTapeError, UnsupportedError
@@ -164,3 +166,19 @@ class push_tape:
 
     def __exit__(self, *exception: Any) -> None:
         self._entered.pop().__exit__(*exception)
+
+
+@contextmanager
+def recording_on(tape: pyadjoint.Tape) -> Iterator[pyadjoint.Tape]:
+    """Record on a tape, also where annotation is off; what a failed program put there is taken off again."""
+    length, was_on = len(tape.get_blocks()), annotate_tape()
+    with push_tape(tape):
+        continue_annotation()
+        try:
+            yield tape
+        except BaseException:
+            truncate(tape, length)
+            raise
+        finally:
+            if not was_on:
+                pause_annotation()

@@ -2,6 +2,7 @@
 
 import logging
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ class ndarray(ArrayFunctions, OverloadedType):
         >>> float((x * x).sum())
         5.0
     """
+
+    _deferred: Callable[[], Variable] | None = None
 
     def __init__(self, value: Any, engine: Engine | None = None) -> None:
         owner = engine or owner_of(value)
@@ -186,11 +189,16 @@ class ndarray(ArrayFunctions, OverloadedType):
     def _block_variable(self) -> Variable | None:
         return None if self._variable is None else self._variable()
 
+    def defer(self, recording: Callable[[], Variable]) -> None:
+        """Stay off the tape until a recording needs this value; ``recording`` puts it there and returns its variable."""
+        self._variable, self._deferred = None, recording
+
     def clear_block_variable(self) -> None:
-        self._variable = None
+        self._variable = self._deferred = None
 
     def create_block_variable(self) -> Variable:
-        variable = Variable(self._value, self._engine)
+        variable = Variable(self._value, self._engine) if self._deferred is None else self._deferred()
+        self._deferred = None
         self._variable = weakref.ref(variable)
         return variable
 
