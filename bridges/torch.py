@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from bridges.torch_batches import batch_of, generic
 from bridges.torch_functions import FUNCTIONS
+from bridges.torch_inside import as_torch
 from bridges.torch_kernels import plain_kernels
 from bridges.torch_modules import OverloadedModule, random_state, set_random_state
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
@@ -446,3 +447,5 @@ def overload_torch(function: Callable[..., Any] | None = None, **options: Any) -
 
 
 engine = TorchEngine()
+
+__all__ = ["TorchEngine", "as_torch", "engine", "overload_torch"]

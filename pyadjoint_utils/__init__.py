@@ -66,6 +66,7 @@ _IN_BRIDGES = {
     "run_tensorflow_graph": "tensorflow",
     "get_params_feed_dict": "tensorflow",
     "overload_torch": "torch",
+    "as_torch": "torch",
     "overload_autograd": "autograd",
     "overload_onnx": "onnx",
     "point_map": "autograd",

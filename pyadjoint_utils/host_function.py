@@ -40,7 +40,7 @@ class HostFunction:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.active = tuple(active)
         self.differentiable = tuple([k for k, aval in enumerate(self.outputs) if aval and aval.differentiable])
-        self._derived: dict[Any, HostFunction] = {}
+        self._kept: dict[Any, Any] = {}
 
     def __repr__(self) -> str:
         return f"<{self.name}: {', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}>"
@@ -77,22 +77,23 @@ class HostFunction:
         Without ``outs`` there is a tangent for each of ``differentiable``.
         """
         chosen = self.differentiable if outs is None else outs
-        return self._once(("tangent", ins, chosen), lambda: self._tangent(ins, chosen))
+        return self.once(("tangent", ins, chosen), lambda: self._tangent(ins, chosen))
 
     def adjoint(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> "HostFunction":
         """Return ``(*x, *yb) -> xb`` with ``xb = J^H yb`` for ``Re<a, b>``: cotangents of the results ``outs``."""
-        return self._once(("adjoint", ins, outs), lambda: self._adjoint(ins, outs))
+        return self.once(("adjoint", ins, outs), lambda: self._adjoint(ins, outs))
 
     def batched(self, marks: tuple[bool, ...], size: int, summed: tuple[bool, ...] | None = None) -> "HostFunction":
         """Return the function over a leading axis of the arguments that are marked, and of all results.
 
         Results that are marked in ``summed`` are summed over the axis instead.
         """
-        return self._once(("batched", marks, size, summed), lambda: Batched(self, marks, size, summed))
+        return self.once(("batched", marks, size, summed), lambda: Batched(self, marks, size, summed))
 
-    def _once(self, key: Any, make: Callable[[], "HostFunction"]) -> "HostFunction":
-        found = self._derived.get(key)
-        return self._derived.setdefault(key, make()) if found is None else found
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """Return what is kept under a key; it is made at the first call. A bridge keeps its own form of the function so."""
+        found = self._kept.get(key)
+        return self._kept.setdefault(key, make()) if found is None else found
 
     # What a kind of function says of itself ----------------------------------------------------------------------------
 
@@ -174,7 +175,7 @@ class RulesFunction(HostFunction):
         if len(self.differentiable) < len(self.outputs):
             return None
         local = self._local(ins, self.differentiable)
-        return self._once(("dual", ins), lambda: self._derive(local.dual_rules, local, ins, len(ins)))
+        return self.once(("dual", ins), lambda: self._derive(local.dual_rules, local, ins, len(ins)))
 
     def run_batch(self, x: Arrays, marks: Sequence[bool], size: int) -> Sequence[Any]:
         key = tuple(marks)

@@ -35,6 +35,8 @@ class Inside:
         names: of every argument, for messages: ``controls[0]``.
         arguments: shape and dtype of every control, then of every input.
         outputs: shape and dtype of every output.
+        recorded: the value of every argument at the last evaluation, as an array of the engine.
+        constants: what else the pieces start from, by slot.
         pieces: what to run, in order.
         whole: the same as one piece that runs outside of the engine.
 
@@ -59,12 +61,8 @@ class Inside:
         self.names += [f"inputs[{k}]" for k in range(len(self._inputs))]
         self.arguments = tuple([_aval(*pair) for pair in zip(self.names, values, strict=True)])
         self.outputs = tuple([_output_aval(f"outputs[{k}]", y) for k, y in enumerate(self._outputs)])
-        recorded = function._last_point()[len(self._controls) :]
-        self._recorded = [self._own(*pair) for pair in zip(recorded, self._input_avals(), strict=True)]
+        self.recorded = [self._own(*pair) for pair in zip(function._last_point(), self.arguments, strict=True)]
         self._take(function, [value.block_variable for value in values])
-
-    def _input_avals(self) -> tuple[Aval, ...]:
-        return self.arguments[len(self._controls) :]
 
     def _take(self, function: ReducedFunction, variables: list[Any]) -> None:
         """Keep the way from the arguments to the outputs, and what it starts from besides."""
@@ -80,7 +78,7 @@ class Inside:
         self.pieces = pieces_of(program, constants, self.engine)
         self.whole = pieces_of(program, constants, None)
         read = {slot for piece in self.pieces for slot in piece.inputs} | set(self._results)
-        self._constants = {
+        self.constants = {
             slot: self._own(value, aval)
             for slot, value in constants.items()
             if slot in read and (aval := program.avals[slot]) is not None
@@ -102,8 +100,42 @@ class Inside:
             ArgumentValueError: a wrong number of entries.
             ArgumentTypeError: no list where there are several.
         """
-        given = _listed(controls, self._controls, "controls")
-        return given + (self._recorded if inputs is None else _listed(inputs, self._inputs, "inputs"))
+        return _listed(controls, self._controls, "controls") + self._input_values(inputs)
+
+    def values_beside(self, own: dict[int, Any], values: Sequence[Any], inputs: Any = None) -> list[Any]:
+        """Return one entry per argument where the caller, a layer with parameters, has some of the controls itself.
+
+        Args:
+            own: its values, by the control's position.
+            values: one value for each of the other controls.
+            inputs: as for :meth:`values`.
+
+        Raises:
+            ArgumentValueError: a wrong number of values.
+        """
+        others = [k for k in range(len(self._controls)) if k not in own]
+        if len(values) != len(others):
+            names = ", ".join([self.names[k] for k in others]) or "no control"
+            raise ArgumentValueError(f"This layer is called with one value each for {names}; got {len(values)}.")
+        entries = own | dict(zip(others, values, strict=True))
+        return [entries[k] for k in range(len(entries))] + self._input_values(inputs)
+
+    def _input_values(self, inputs: Any) -> list[Any]:
+        return self.recorded[len(self._controls) :] if inputs is None else _listed(inputs, self._inputs, "inputs")
+
+    def position(self, control: Any) -> int:
+        """Return where a control stands among the arguments.
+
+        Raises:
+            ArgumentValueError: it is no control of the reduced function.
+        """
+        variable = getattr(control, "block_variable", None)
+        for k, own in enumerate(self._controls):
+            if own.block_variable is variable:
+                return k
+        raise ArgumentValueError(
+            f"A parameter must be one of the {len(self._controls)} control(s) of the reduced function; got {control!r}."
+        )
 
     def check(self, k: int, shape: Sequence[int], dtype: Any) -> None:
         """Raise unless an argument has the shape and dtype of the recorded one.
@@ -139,7 +171,7 @@ class Inside:
             One value per output.
         """
         fixed = constant or _same
-        slots = {slot: fixed(value) for slot, value in self._constants.items()}
+        slots = {slot: fixed(value) for slot, value in self.constants.items()}
         slots.update(zip(self._sources, values, strict=True))
         results: Sequence[Any]
         for piece in self.whole if whole else self.pieces:
