@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
+from bridges.jax_programs import build, loop, seconds, work
+from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, Work
 from pyadjoint_utils.errors import ArgumentValueError
 from pyadjoint_utils.overloading import overload
 
@@ -32,6 +33,10 @@ def _scoped(f: Callable[..., Any]) -> Callable[..., Any]:
             return f(*args)
 
     return call
+
+
+def _is_wide(avals: Sequence[Aval]) -> bool:
+    return any(a.dtype in _WIDE for a in avals) or jax.config.read("jax_enable_x64")
 
 
 def _narrowed(array: np.ndarray) -> np.ndarray:
@@ -129,6 +134,56 @@ class JaxEngine(Engine):
 
     def checkpoint(self, f: Map) -> Map:
         return jax.checkpoint(f)
+
+    merges = True
+    loops = True
+
+    def value_and_vjp_of(self, f: Map, n: int, outs: Sequence[int]) -> Map:
+        def value_and_vjp(x: Arrays, c: Arrays) -> Arrays:
+            def chosen(*x: Any) -> tuple[Arrays, Arrays]:
+                y = f(x, c)
+                return tuple([y[k] for k in outs]), y
+
+            _, pull_back, y = jax.vjp(chosen, *x[:n], has_aux=True)
+            return (*y, *[jnp.conj(xb) for xb in pull_back(tuple([jnp.conj(yb) for yb in x[n:]]))])
+
+        return value_and_vjp
+
+    def inlined(self, f: Callable[[Arrays], Arrays], avals: Sequence[Aval]) -> Callable[[Arrays], Arrays]:
+        # A function of 32-bit types keeps them also inside of a program that runs under 64-bit types.
+        wide = _is_wide(avals)
+
+        def call(arrays: Arrays) -> Arrays:
+            with jax.enable_x64(wide):
+                return f(arrays)
+
+        return call
+
+    def stop(self, array: Any) -> Any:
+        return jax.lax.stop_gradient(array)
+
+    def loop(
+        self,
+        body: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]],
+        carry: Arrays,
+        constants: Arrays,
+        rows: Arrays,
+        length: int,
+        *,
+        remake: bool = False,
+    ) -> tuple[Arrays, Arrays]:
+        return loop(body, carry, constants, rows, length, remake=remake)
+
+    def build(self, f: Map, x: Arrays, c: Arrays, avals: Sequence[Aval], work: Work) -> Map:
+        with jax.enable_x64(_is_wide(avals)):
+            return build(f, x, c, work)
+
+    def work(self, f: Callable[[Arrays], Arrays], inputs: Sequence[Aval]) -> Work:
+        with jax.enable_x64(_is_wide(inputs)):
+            return work(f, inputs)
+
+    def seconds(self, work: Work, order: int) -> float:
+        return seconds(work, order)
 
     def function(self, name: str) -> Callable[..., Any] | None:
         if name in _FUNCTIONS:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from bridges.tensorflow_checks import building, check_graph, nested, refuse_variables
 from bridges.tensorflow_functions import function_named
 from bridges.tensorflow_graphs import get_params_feed_dict, run_tensorflow_graph
-from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
+from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, Work
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
 from pyadjoint_utils.overloading import overload
 
@@ -124,6 +124,38 @@ class TensorFlowEngine(Engine):
             return tuple(program(arrays))
 
         return call
+
+    merges = True
+
+    def value_and_vjp_of(self, f: Map, n: int, outs: Sequence[int]) -> Map:
+        def value_and_vjp(x: Arrays, c: Arrays) -> Arrays:
+            everything: list[Arrays] = []
+
+            def chosen(x: Arrays, c: Arrays) -> Arrays:
+                everything[:] = [f(x, c)]
+                return tuple([everything[0][k] for k in outs])
+
+            with nested(sweeps=1):
+                _, _, xb = _pull_back(chosen, x[:n], c, lambda y: x[n:])
+            return (*everything[0], *xb)
+
+        return value_and_vjp
+
+    def stop(self, array: Any) -> Any:
+        return tf.stop_gradient(array)
+
+    def build(self, f: Map, x: Arrays, c: Arrays, avals: Sequence[Aval], work: Work) -> Map:
+        program = _traced(f, len(x), (*x, *c))
+        return lambda x, c: tuple(program((*x, *c)))
+
+    def work(self, f: Callable[[Arrays], Arrays], inputs: Sequence[Aval]) -> Work:
+        graph = tf.Graph()
+        with graph.as_default(), building():
+            f(tuple([_LEGACY.placeholder(tf.as_dtype(a.dtype), a.shape) for a in inputs]))
+        return Work(len(graph.get_operations()) - len(inputs), 0)
+
+    def seconds(self, work: Work, order: int) -> float:
+        return 0.0
 
     def function(self, name: str) -> Callable[..., Any] | None:
         return function_named(name)

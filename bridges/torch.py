@@ -404,6 +404,9 @@ class TorchEngine(Engine):
 
         return remade
 
+    def stop(self, array: Any) -> Any:
+        return array.detach()
+
     def function(self, name: str) -> Callable[..., Any] | None:
         return _astype if name == "astype" else FUNCTIONS.get(name)
 

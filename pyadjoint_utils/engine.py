@@ -39,6 +39,18 @@ class Aval(NamedTuple):
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
+class Work(NamedTuple):
+    """How much there is to compile in a function.
+
+    Attributes:
+        operations: how many operations it does.
+        shifts: how many of them move entries of an array to other places, as stencils do.
+    """
+
+    operations: int
+    shifts: int
+
+
 class Engine:
     """Contract of an engine; a bridge subclasses it once and registers one instance.
 
@@ -142,11 +154,7 @@ class Engine:
 
         An engine that can do the whole axis at once overrides this loop.
         """
-        getitem, stack = self.function("getitem"), self.function("stack")
-        if getitem is None or stack is None:
-            raise NotDifferentiableError(
-                f"The engine {self.name!r} has no batch_of, and no 'getitem' and 'stack' to loop."
-            )
+        getitem, stack = self._row_functions()
 
         def loop(x: Arrays, c: Arrays) -> Arrays:
             size = self.aval(next(a for a, marked in zip(x, batched, strict=True) if marked)).shape[0]
@@ -169,6 +177,82 @@ class Engine:
     def checkpoint(self, f: Map) -> Map:
         """Return ``f`` with its intermediate values recomputed, not stored, when it is differentiated."""
         return f
+
+    # Programs of several functions -----------------------------------------------------------------------------------
+
+    # Whether a run of Blocks is merged into one program without being asked for.
+    merges = False
+    # Whether loop() is one operation of a program, however many turns it has.
+    loops = False
+
+    def value_and_vjp_of(self, f: Map, n: int, outs: Sequence[int]) -> Map:
+        """Return the map ``((*x, *yb), c) -> (*y, *xb)``: all outputs, and the adjoint of those that ``outs`` names."""
+        vjp = self.vjp_of(lambda x, c: tuple([y[k] for y in [f(x, c)] for k in outs]), n)
+        return lambda x, c: (*f(x[:n], c), *vjp(x, c))
+
+    def inlined(self, f: Callable[[Arrays], Arrays], avals: Sequence[Aval]) -> Callable[[Arrays], Arrays]:
+        """Return a flat function as it is called inside of a program; ``avals`` are those of its inputs and outputs."""
+        return f
+
+    def stop(self, array: Any) -> Any:
+        """Return an array of a program as a constant: no derivative of any order passes it."""
+        raise NotDifferentiableError(f"The engine {self.name!r} cannot stop a derivative inside of a program (stop).")
+
+    def loop(
+        self,
+        body: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]],
+        carry: Arrays,
+        constants: Arrays,
+        rows: Arrays,
+        length: int,
+        *,
+        remake: bool = False,
+    ) -> tuple[Arrays, Arrays]:
+        """Run ``carry, y = body(carry, constants, row)`` over the leading axis of ``rows``, inside of a program.
+
+        Args:
+            body: a function of tuples of arrays.
+            carry: what the body hands on.
+            constants: what is the same in every turn.
+            rows: arrays of ``length`` rows.
+            length: how many turns.
+            remake: recompute what happens inside of the body when differentiating, instead of keeping it.
+
+        Returns:
+            The last carry, and every ``y`` stacked along a leading axis.
+        """
+        getitem, stack = self._row_functions()
+        collected = []
+        for k in range(length):
+            carry, y = body(carry, constants, tuple([getitem(row, k) for row in rows]))
+            collected.append(y)
+        return carry, tuple([stack(list(y)) for y in zip(*collected, strict=True)])
+
+    def _row_functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        getitem, stack = self.function("getitem"), self.function("stack")
+        if getitem is None or stack is None:
+            raise NotDifferentiableError(f"The engine {self.name!r} has no 'getitem' and 'stack' to loop over rows.")
+        return getitem, stack
+
+    def build(self, f: Map, x: Arrays, c: Arrays, avals: Sequence[Aval], work: Work) -> Map:
+        """Return ``f`` compiled now, for arrays like these.
+
+        Args:
+            f: the map.
+            x: its inputs.
+            c: its constants.
+            avals: every shape and dtype that occurs in it.
+            work: what the function that it is derived from does.
+        """
+        return self.compile(f, avals)
+
+    def work(self, f: Callable[[Arrays], Arrays], inputs: Sequence[Aval]) -> Work:
+        """Return what a function does in one run, for an estimate of how long compiling takes."""
+        return Work(1, 0)
+
+    def seconds(self, work: Work, order: int) -> float:
+        """Return about how long it takes to compile a program and its derivatives of first or of second order."""
+        return 0.0
 
     # Functions by NumPy's names --------------------------------------------------------------------------------------
 

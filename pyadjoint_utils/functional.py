@@ -84,7 +84,7 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
         (seed,) = self._function._checked(adj_input, self._function._outputs, "seeds")
         results = dict(zip(map(id, self.controls), self._function._adjoint([self._scaled(seed)]), strict=True))
         derivatives = [riesz(c, results[id(c)]) if apply_riesz else results[id(c)] for c in controls]
-        derivatives = self.derivative_cb_post(self.functional.block_variable.checkpoint, derivatives, values)
+        derivatives = self.derivative_cb_post(self._function._output_checkpoint(), derivatives, values)
         if not derivatives:
             raise ArgumentValueError("derivative_cb_post must return the list of derivatives.")
         return self.controls.delist(list(derivatives))
@@ -106,7 +106,7 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
         if apply_riesz:
             results = [riesz(c, value) for c, value in zip(self.controls, results, strict=True)]
         result = self.controls.delist(results)
-        self.hessian_cb_post(self.functional.block_variable.checkpoint, result, values)
+        self.hessian_cb_post(self._function._output_checkpoint(), result, values)
         return result
 
     @no_annotations
@@ -115,7 +115,7 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
         values = self._function._values()
         self.tlm_cb_pre(values)
         result = self._scaled(self._function.jac_action(m_dot))
-        self.tlm_cb_post(self.functional.block_variable.checkpoint, result, values)
+        self.tlm_cb_post(self._function._output_checkpoint(), result, values)
         return result
 
     @no_annotations
@@ -162,6 +162,12 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
     def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
         """Return ``(self(values), self.derivative())``."""
         return self(values, inputs), self.derivative()
+
+    def compile(self, **options: Any) -> Any:
+        """Return this functional with evaluations that run as compiled programs; see :meth:`ReducedFunction.compile`."""
+        from pyadjoint_utils.compiled import CompiledFunctional  # it stands on this module
+
+        return CompiledFunctional(self, **options)
 
     def _scaled(self, value: Any) -> Any:
         if self.scale == 1.0:

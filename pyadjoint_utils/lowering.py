@@ -63,7 +63,7 @@ def _float_rules(engine: Engine, operation: Callable[..., Any] | None, n: int) -
 
 
 def _known(rules: Rules, output: Aval) -> Rules:
-    rules.outputs = (output,)
+    rules.outputs, rules.lasting = (output,), True
     return rules
 
 

@@ -75,7 +75,14 @@ class Prepared:
             remade = engine.checkpoint(lambda x, c: flat(x))
             function = lambda arrays: remade(arrays, ())  # noqa: E731
         self.rules = Rules(
-            engine, function, key.avals, len(key.taped), key.active, compiled=overloaded.jit, name=self.name
+            engine,
+            function,
+            key.avals,
+            len(key.taped),
+            key.active,
+            compiled=overloaded.jit,
+            name=self.name,
+            lasting=overloaded.static_numbers,
         )
         self.rules.nature = overloaded.nature
 

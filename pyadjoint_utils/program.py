@@ -1,6 +1,7 @@
 """A plan as pure data: its Blocks as functions of arrays, evaluated without touching the tape."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,16 @@ class Step:
         x, yb = _arrays(values, rules.inputs, rules.engine), _arrays(seeds, rules.outputs, rules.engine)
         return rules.adjoints(x, self.constants, yb, ins)
 
+    def value_and_vjp(
+        self, values: Sequence[Any], seeds: Sequence[Any], ins: Sequence[int] | None = None
+    ) -> tuple[Sequence[Any], list[Any]]:
+        """Return the outputs and what :meth:`vjp` returns, in one call where an engine runs the step."""
+        rules, ins = self._own, self.active if ins is None else tuple(ins)
+        if rules is None:
+            return self.value(values), self.vjp(values, seeds, ins)
+        x, yb = _arrays(values, rules.inputs, rules.engine), _arrays(seeds, rules.outputs, rules.engine)
+        return rules.value_and_adjoints(x, self.constants, yb, ins)
+
     def hvp(
         self,
         values: Sequence[Any],
@@ -98,6 +109,15 @@ class Step:
         x, dx = (_arrays(v, rules.inputs, rules.engine) for v in (values, tangents))
         yb, dyb = (_arrays(v, rules.outputs, rules.engine) for v in (seeds, second_seeds))
         return rules.second_adjoints(x, self.constants, yb, dx, dyb, ins)
+
+    def vjp_tangent(self, values: Sequence[Any], seeds: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
+        """Return the derivatives of the cotangents along tangents, where the seeds have none."""
+        rules = self._own
+        if rules is None:
+            return self.hvp(values, seeds, tangents, [None] * len(seeds))[1]
+        x, dx = (_arrays(v, rules.inputs, rules.engine) for v in (values, tangents))
+        yb = _arrays(seeds, rules.outputs, rules.engine)
+        return rules.adjoint_tangents(x, self.constants, yb, dx, self.active)
 
 
 class Program:
@@ -136,27 +156,39 @@ class Program:
 
     def evaluate(self, sources: Sequence[Any]) -> list[Any]:
         """Return the environment: the value of every slot where the sources have these values."""
+        environment = self.placed(sources)
+        self.run(self.steps, environment)
+        return environment
+
+    def placed(self, sources: Sequence[Any]) -> list[Any]:
+        """Return the environment before any step has run."""
         environment: list[Any] = [None] * len(self.avals)
         for slot, value in (*self.constants.items(), *zip(self.sources, sources, strict=True)):
             environment[slot] = bare(value)
-        for step in self.steps:
+        return environment
+
+    def run(self, steps: Sequence[Step], environment: list[Any]) -> None:
+        """Put the values that steps compute into an environment."""
+        for step in steps:
             for slot, value in zip(step.outputs, step.value([environment[k] for k in step.inputs]), strict=True):
                 environment[slot] = value
-        return environment
 
     def tangents(self, environment: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
         """Return one tangent per output for one per control; None stands for zero."""
-        found = self._all_tangents(environment, tangents)
+        found = self._all_tangents(self.steps, environment, tangents)
         return [found[k] for k in self.outputs]
 
     def adjoints(self, environment: Sequence[Any], seeds: Sequence[Any]) -> list[Any]:
         """Return one cotangent per control for one per output; None stands for zero."""
-        adjoints = self._seeded(seeds)
-        for step in reversed(self.steps):
-            given = self._passed(adjoints, step)
+        return self.pulled(self.steps, environment, self.seeded(seeds))
+
+    def pulled(self, steps: Sequence[Step], environment: Sequence[Any], adjoints: list[Any]) -> list[Any]:
+        """Pull cotangents back through steps and return those of the controls."""
+        for step in reversed(steps):
+            given = self.passed(adjoints, step)
             if given is not None:
                 values = [environment[k] for k in step.inputs]
-                _accumulate(adjoints, step.inputs, step.vjp(values, given))
+                accumulate(adjoints, step.inputs, step.vjp(values, given))
         return [adjoints[k] for k in self.sources[: self.n_controls]]
 
     def second_adjoints(
@@ -167,19 +199,26 @@ class Program:
         second_seeds: Sequence[Any] | None = None,
     ) -> tuple[list[Any], list[Any]]:
         """Return the cotangents of the controls, and their derivatives along tangents and second seeds."""
-        pushed = self._all_tangents(environment, tangents)
-        first, second = self._seeded(seeds), self._seeded([None] * len(seeds) if second_seeds is None else second_seeds)
+        # A tangent that no other step takes is no part of a second adjoint.
+        pushed = self._all_tangents(self.feeding, environment, tangents)
+        first, second = self.seeded(seeds), self.seeded([None] * len(seeds) if second_seeds is None else second_seeds)
         for step in reversed(self.steps):
-            yb, dyb = self._passed(first, step), self._passed(second, step)
+            yb, dyb = self.passed(first, step), self.passed(second, step)
             if yb is None and dyb is None:
                 continue
             nothing: list[Any] = [None] * len(step.outputs)
             values, dx = ([v[k] for k in step.inputs] for v in (environment, pushed))
             xb, dxb = step.hvp(values, yb or nothing, dx, dyb or nothing)
-            _accumulate(first, step.inputs, xb)
-            _accumulate(second, step.inputs, dxb)
+            accumulate(first, step.inputs, xb)
+            accumulate(second, step.inputs, dxb)
         controls = self.sources[: self.n_controls]
         return [first[k] for k in controls], [second[k] for k in controls]
+
+    @cached_property
+    def feeding(self) -> list[Step]:
+        """The steps whose outputs others take."""
+        read = {slot for step in self.steps for slot in step.inputs}
+        return [step for step in self.steps if not read.isdisjoint(step.outputs)]
 
     # Environments ------------------------------------------------------------------------------------------------------
 
@@ -196,11 +235,11 @@ class Program:
         self.engines.append(bv.output._engine if type(bv) is Variable else get_engine("numpy"))
         return len(self.avals) - 1
 
-    def _all_tangents(self, environment: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
+    def _all_tangents(self, steps: Sequence[Step], environment: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
         found: list[Any] = [None] * len(self.avals)
         for slot, value in zip(self.sources, tangents, strict=False):
             found[slot] = bare(value)
-        for step in self.steps:
+        for step in steps:
             given = [found[k] if i in step.active else None for i, k in enumerate(step.inputs)]
             if any(value is not None for value in given):
                 results = step.jvp([environment[k] for k in step.inputs], given)
@@ -208,12 +247,13 @@ class Program:
                     found[step.outputs[k]] = results[k]
         return found
 
-    def _seeded(self, seeds: Sequence[Any]) -> list[Any]:
+    def seeded(self, seeds: Sequence[Any]) -> list[Any]:
+        """Return an environment of cotangents in which the outputs have theirs."""
         values: list[Any] = [None] * len(self.avals)
-        _accumulate(values, self.outputs, seeds)
+        accumulate(values, self.outputs, seeds)
         return values
 
-    def _passed(self, values: list[Any], step: Step) -> list[Any] | None:
+    def passed(self, values: list[Any], step: Step) -> list[Any] | None:
         """Take the outputs' cotangents out of the environment."""
         given = [values[slot] if k in step.differentiable else None for k, slot in enumerate(step.outputs)]
         for slot in step.outputs:
@@ -221,7 +261,8 @@ class Program:
         return given if any(value is not None for value in given) else None
 
 
-def _accumulate(values: list[Any], slots: Sequence[int], terms: Sequence[Any]) -> None:
+def accumulate(values: list[Any], slots: Sequence[int], terms: Sequence[Any]) -> None:
+    """Add terms to the values of slots, out of place."""
     for slot, term in zip(slots, terms, strict=True):
         if term is not None:
             values[slot] = accumulated(values[slot], term)

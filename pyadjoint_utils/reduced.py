@@ -22,7 +22,7 @@ from pyadjoint_utils.plan import Plan
 from pyadjoint_utils.program_tape import ProgramTape
 from pyadjoint_utils.tapes import STALE, state_of, working_tape
 from pyadjoint_utils.values import ndarray
-from pyadjoint_utils.variable import move
+from pyadjoint_utils.variable import as_float, move
 
 _log = logging.getLogger(__name__)
 
@@ -306,6 +306,37 @@ class ReducedFunction(AbstractReducedFunctional):
 
         return linear_operator(self, of, adj)
 
+    def compile(self, **options: Any) -> Any:
+        """Return this function with evaluations and derivatives that run as compiled programs.
+
+        Args:
+            **options: ``engines``, names of engines whose Blocks are merged although that takes long (PyTorch) or gains
+                little (autograd); ``memory``, what a loop keeps for its derivative: ``"all"`` that happens in it (the
+                default), the state at every ``"step"``, or at ``"sqrt"`` of their number, from which the rest is computed
+                again; ``turns=16``, the least number of repetitions that makes a loop; ``budget=60.0``, about how many
+                seconds compiling may take: what would take longer runs in smaller programs, or Block by Block.
+
+        Returns:
+            A :class:`CompiledFunction`: the same methods, and ``describe()``.
+
+        Raises:
+            ArgumentValueError: there is no such way to keep less in memory.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> from pyadjoint_utils import Control, ReducedFunction, array, overload_jax
+            >>> step = overload_jax(lambda y: y + 0.1 * jnp.sin(y))
+            >>> x = y = array([1.0, 2.0])
+            >>> for _ in range(100):
+            ...     y = step(y)
+            >>> fast = ReducedFunction(y, Control(x)).compile()
+            >>> fast(array([3.0, 3.1])).shape
+            (2,)
+        """
+        from pyadjoint_utils.compiled import CompiledFunction  # it stands on this module
+
+        return CompiledFunction(self, **options)
+
     # The names that Pyadjoint's solvers use ------------------------------------------------------------------------------
 
     @no_annotations
@@ -526,6 +557,10 @@ class ReducedFunction(AbstractReducedFunctional):
         ]
         return self._controls.delist(values)
 
+    def _output_checkpoint(self) -> Any:
+        """The first output's value as the tape stores it."""
+        return self._outputs[0].block_variable.checkpoint
+
     def _output_values(self) -> Any:
         return self._outputs.delist([y.block_variable.saved_output for y in self._outputs])
 
@@ -553,7 +588,7 @@ def _result(like: Any, value: Any) -> Any:
         return like._ad_init_zero()
     if isinstance(like, ndarray):
         return like._like(value)
-    return AdjFloat(value) if isinstance(like, AdjFloat) else like._ad_init_object(value)
+    return AdjFloat(as_float(value)) if isinstance(like, AdjFloat) else like._ad_init_object(value)
 
 
 def riesz(control: Control, value: Any) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
+from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, Work
 from pyadjoint_utils.errors import NotDifferentiableError
 from pyadjoint_utils.points import UNKNOWN, Points
 
@@ -21,6 +21,7 @@ class Rules:
         active: positions of the dependencies that pass a derivative.
         compiled: whether the engine's ``compile`` is applied.
         name: the function's name for messages.
+        lasting: whether the function lives as long as the process, as arithmetic does.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Rules:
         *,
         compiled: bool = True,
         name: str = "function",
+        lasting: bool = False,
     ) -> None:
         self.engine = engine
         self.function = function
@@ -44,6 +46,8 @@ class Rules:
         self.outputs: tuple[Aval, ...] = ()  # known after the first run
         self.points: Points | None = None  # likewise
         self.nature = UNKNOWN
+        self.lasting = lasting
+        self.programs: dict[Any, Any] = {}  # programs that this function is a part of
         self._local: dict[tuple[tuple[int, ...], tuple[int, ...]], LocalRules] = {}
 
     @cached_property
@@ -66,6 +70,11 @@ class Rules:
         """Return a map of this function's arrays ready for repeated calls, compiled if this function is."""
         compiled = self.compiled or (derivative and self.engine.traces_derivatives)
         return (self.engine.compile if compiled else self.engine.run)(f, self.inputs)
+
+    @cached_property
+    def work(self) -> Work:
+        """What there is to compile."""
+        return self.engine.work(self.function, self.inputs)
 
     @cached_property
     def value(self) -> Map:
@@ -116,6 +125,21 @@ class Rules:
                 results[i] = xb
         return results
 
+    def value_and_adjoints(
+        self, primals: Arrays, constants: Arrays, seeds: Sequence[Any], ins: Sequence[int]
+    ) -> tuple[Arrays, list[Any]]:
+        """Return all outputs, and what :meth:`adjoints` returns, in one call of the engine."""
+        outs = tuple([k for k in self.differentiable if seeds[k] is not None])
+        results: list[Any] = [None] * self.dependencies
+        if not ins or not outs:
+            return self.value((), (*primals, *constants)), results
+        local = self.at(tuple(ins), outs)
+        x, c = local.split(primals, constants)
+        both = local.value_and_vjp((*x, *[seeds[k] for k in outs]), c)
+        for i, xb in zip(ins, both[len(self.outputs) :], strict=True):
+            results[i] = xb
+        return both[: len(self.outputs)], results
+
     def second_adjoints(
         self,
         primals: Arrays,
@@ -130,19 +154,30 @@ class Rules:
         first: list[Any] = [None] * self.dependencies
         second: list[Any] = [None] * self.dependencies
         if ins and outs:
-            local, zeros = self.at(tuple(ins), outs), self.engine.zeros
+            local = self.at(tuple(ins), outs)
             x, c = local.split(primals, constants)
-
-            def filled(values: Sequence[Any], where: Sequence[int], avals: Sequence[Aval]) -> list[Any]:
-                return [
-                    zeros(aval, x[0]) if values[k] is None else values[k] for k, aval in zip(where, avals, strict=True)
-                ]
-
-            yb, dyb = filled(seeds, outs, local.out_avals), filled(second_seeds, outs, local.out_avals)
-            results = local.hvp((*x, *yb, *filled(tangents, ins, local.in_avals), *dyb), c)
+            yb, dyb = (self._filled(v, outs, self.outputs, x) for v in (seeds, second_seeds))
+            results = local.hvp((*x, *yb, *self._filled(tangents, ins, self.inputs, x), *dyb), c)
             for k, i in enumerate(ins):
                 first[i], second[i] = results[k], results[local.n + k]
         return first, second
+
+    def adjoint_tangents(
+        self, primals: Arrays, constants: Arrays, seeds: Sequence[Any], tangents: Sequence[Any], ins: Sequence[int]
+    ) -> list[Any]:
+        """Return ``dxb`` alone, where the seeds have no derivative."""
+        outs = tuple([k for k in self.differentiable if seeds[k] is not None])
+        results: list[Any] = [None] * self.dependencies
+        if ins and outs:
+            local = self.at(tuple(ins), outs)
+            x, c = local.split(primals, constants)
+            dx = self._filled(tangents, ins, self.inputs, x)
+            for i, dxb in zip(ins, local.vjp_tangent((*x, *dx), (*[seeds[k] for k in outs], *c)), strict=True):
+                results[i] = dxb
+        return results
+
+    def _filled(self, values: Sequence[Any], where: Sequence[int], avals: Sequence[Aval], x: Arrays) -> list[Any]:
+        return [self.engine.zeros(avals[k], x[0]) if values[k] is None else values[k] for k in where]
 
 
 class LocalRules:
@@ -158,14 +193,14 @@ class LocalRules:
         function, n = rules.function, rules.dependencies
         all_outputs = outs == tuple(range(len(rules.outputs)))
 
-        def local(x: Arrays, c: Arrays) -> Arrays:
+        def whole(x: Arrays, c: Arrays) -> Arrays:
             leaves = (*x, *c)
             if not in_order:
                 leaves = (*[leaves[k] for k in permutation], *leaves[n:])
-            y = function(leaves)
-            return y if all_outputs else tuple([y[k] for k in outs])
+            return function(leaves)
 
-        self.map: Map = local
+        self.whole: Map = whole
+        self.map: Map = whole if all_outputs else lambda x, c: tuple([y[k] for y in [whole(x, c)] for k in outs])
         self.n, self.m = len(ins), len(outs)
         self.in_avals = tuple([rules.inputs[i] for i in ins])
         self.out_avals = tuple([rules.outputs[k] for k in outs])
@@ -198,6 +233,11 @@ class LocalRules:
         return self.rules.prepare(self.vjp_map)
 
     @cached_property
+    def value_and_vjp(self) -> Map:
+        """All outputs and the adjoint, ``((*x, *yb), c) -> (*y, *xb)``."""
+        return self.rules.prepare(self.rules.engine.value_and_vjp_of(self.whole, self.n, self.outs))
+
+    @cached_property
     def jvp(self) -> Map:
         """The tangent, ``((*x, *dx), c) -> dy``."""
         return self.rules.prepare(self.jvp_map)
@@ -218,6 +258,13 @@ class LocalRules:
     @cached_property
     def batched_vjp_map(self) -> Map:
         return self.rules.engine.batch_of(self.vjp_map, [False] * self.n + [True] * self.m)
+
+    @cached_property
+    def vjp_tangent(self) -> Map:
+        """The derivative of the VJP along ``dx`` alone, ``((*x, *dx), (*yb, *c)) -> dxb``."""
+        n, m, vjp = self.n, self.m, self.vjp_map
+        both = self.rules.engine.jvp_of(lambda x, c: vjp((*x, *c[:m]), c[m:]), n)
+        return self.rules.prepare(lambda x, c: both(x, c)[n:])
 
     @cached_property
     def batched_jvp(self) -> Map:

@@ -1,0 +1,287 @@
+"""A reduced function whose evaluations run as compiled programs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pyadjoint import AdjFloat
+from pyadjoint.tape import no_annotations
+
+from pyadjoint_utils.control import checked_value
+from pyadjoint_utils.description import description
+from pyadjoint_utils.engine import get_engine
+from pyadjoint_utils.errors import ArgumentValueError
+from pyadjoint_utils.functional import ReducedFunctional
+from pyadjoint_utils.loops import MEMORY
+from pyadjoint_utils.merged import MergedProgram
+from pyadjoint_utils.policy import Policy
+from pyadjoint_utils.program import Program
+from pyadjoint_utils.reduced import ReducedFunction, _result
+from pyadjoint_utils.repetitions import TURNS
+from pyadjoint_utils.segments import Budget, OverBudget
+from pyadjoint_utils.tapes import state_of
+from pyadjoint_utils.values import ndarray
+from pyadjoint_utils.variable import as_float, bare
+
+
+class Evaluation:
+    """A program at a point, with what is known of it.
+
+    Args:
+        program: the program.
+        point: one value for each of its sources.
+    """
+
+    def __init__(self, program: MergedProgram, point: Sequence[Any]) -> None:
+        self.program = program
+        self._environment = program.placed(point)
+        self._entered = self._complete = False
+
+    def inputs(self) -> list[Any]:
+        """The environment, with the value of everything that a step takes."""
+        if not self._entered:
+            self.program.begin(self._environment)
+            self._entered = True
+        return self._environment
+
+    def outputs(self) -> list[Any]:
+        """Return the outputs."""
+        environment = self.inputs()
+        if not self._complete:
+            self.program.finish(environment)
+            self._complete = True
+        return [environment[slot] for slot in self.program.outputs]
+
+    def outputs_and_adjoints(self, seeds: list[Any]) -> list[Any]:
+        """Return ``J^H seeds``; the outputs are known afterwards too."""
+        adjoints = self.program.finish_with_adjoints(self.inputs(), seeds)
+        self._complete = True
+        return adjoints
+
+
+class Standing:
+    """Where a compiled function stands, and what is known there.
+
+    Args:
+        policy: gives the programs.
+        point: one value for each of their sources.
+    """
+
+    def __init__(self, policy: Policy, point: Sequence[Any]) -> None:
+        self.policy, self._point = policy, point
+        self._evaluations: dict[MergedProgram, Evaluation] = {}
+        self._outputs: list[Any] | None = None
+        self._adjoints: tuple[list[Any], list[Any]] | None = None  # of these seeds
+
+    def _of(self, order: int, compute: Callable[[Evaluation], list[Any]]) -> list[Any]:
+        """Compute with the program for an order, Block by Block if it cannot be compiled in time."""
+        program = self.policy.at(order)
+        evaluation = self._evaluations.setdefault(program, Evaluation(program, self._point))
+        try:
+            return compute(evaluation)
+        except OverBudget:
+            self.policy.give_up(order)
+            return self._of(order, compute)
+
+    def outputs(self) -> list[Any]:
+        """Return the outputs."""
+        if self._outputs is None:
+            self._outputs = self._of(0, lambda e: e.outputs())
+        return self._outputs
+
+    def linearize(self, seeds: list[Any]) -> None:
+        """Compute the outputs and ``J^H seeds`` together."""
+        self._adjoints = seeds, self._of(1, lambda e: e.outputs_and_adjoints(seeds))
+        self._outputs = self._of(1, lambda e: e.outputs())
+
+    def adjoints(self, seeds: list[Any]) -> list[Any]:
+        """Return ``J^H seeds``."""
+        if self._adjoints is not None and all(map(_same, self._adjoints[0], seeds)):
+            return self._adjoints[1]
+        return self._of(1, lambda e: e.program.adjoints(e.inputs(), seeds))
+
+    def tangents(self, directions: Sequence[Any]) -> list[Any]:
+        """Return ``J directions``."""
+        return self._of(1, lambda e: e.program.tangents(e.inputs(), directions))
+
+    def second_adjoints(
+        self, directions: Sequence[Any], seeds: Sequence[Any], second_seeds: Sequence[Any] | None
+    ) -> list[Any]:
+        """Return the derivative of ``J^H seeds`` along directions and second seeds."""
+        return self._of(2, lambda e: e.program.hessian_action(e.inputs(), seeds, directions, second_seeds))
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (a is not None and b is not None and as_float(a) == as_float(b))
+
+
+class CompiledFunction(ReducedFunction):
+    """A reduced function whose evaluations run as compiled programs, made by :meth:`ReducedFunction.compile`.
+
+    Runs of Blocks of one engine become one program each, repetitions of Blocks become loops, and other Blocks run as they
+    are in between. Programs are compiled at the first call that needs them, and kept for all tapes of the same functions.
+    Once a gradient has been asked for, an evaluation computes it together with the value.
+
+    It has a point of its own and leaves the tape alone. Matrices are computed on the tape, at the same point.
+
+    Args:
+        function: the function to compile.
+        engines, memory, turns, budget: as for :meth:`ReducedFunction.compile`.
+
+    Raises:
+        ArgumentValueError: there is no such way to keep less in memory.
+    """
+
+    def __init__(
+        self,
+        function: ReducedFunction,
+        *,
+        engines: Sequence[str] = (),
+        memory: str = "all",
+        turns: int = TURNS,
+        budget: float = 60.0,
+    ) -> None:
+        if memory not in MEMORY:
+            raise ArgumentValueError(f"memory must be one of {', '.join(map(repr, MEMORY))}; got {memory!r}.")
+        self.__dict__.update(function.__dict__)
+        self._start = list(function._last_point())
+        self._point, self._updates = None, {}
+        self._plans = dict(function._plans)
+        self._asked = [get_engine(name) for name in engines]
+        self._memory, self._turns, self._budget = memory, turns, Budget(budget)
+        self._policies: dict[Any, Policy] = {}
+        self._standing: Standing | None = None
+        self._seed: Any = None  # of a real scalar's gradient
+        self._expected: list[Any] | None = None  # seeds of the derivative that follows an evaluation
+
+    def compile(self, **options: Any) -> "CompiledFunction":
+        """Return this function compiled with other options."""
+        return CompiledFunction(self, **options)
+
+    def describe(self) -> str:
+        """Return what the function consists of: programs, loops, single Blocks and why, crossings, memory, time."""
+        inputs, outputs = ([_said(v) for v in values] for values in (self._controls, self._outputs))
+        return description(self._current().policy, inputs, outputs)
+
+    @no_annotations
+    def __call__(self, values: Any, inputs: Any = None) -> Any:
+        given = self._checked(values, self._controls, "controls")
+        self.eval_cb_pre(self._controls.delist(given))
+        point = [bare(value) for value in given] + self._input_point(inputs)
+        updates = dict(state_of(self.tape).updates)
+        standing = self._at(point, updates)
+        if self._expected is not None and standing.policy.at(1).whole:
+            standing.linearize(self._expected)
+        outputs = self._wrapped(standing)
+        self._point, self._updates, self._standing = point, updates, standing
+        self.eval_cb_post(outputs, self._controls.delist(given))
+        return outputs
+
+    def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
+        self._expect([bare(self._unit_seed())])
+        return super().value_and_derivative(values, inputs)
+
+    @no_annotations
+    def jac_action(self, m_dot: Any) -> Any:
+        directions = self._checked(m_dot, self._controls, "directions")
+        values = self._values()
+        self.jac_action_cb_pre(values, self._controls.delist(directions))
+        tangents = self._current().tangents([bare(d) for d in directions])
+        result = self._outputs.delist([_result(y, dy) for y, dy in zip(self._outputs, tangents, strict=True)])
+        self.jac_action_cb_post(self._output_values(), result, values)
+        return result
+
+    # What the sweeps of the tape are for the function itself -------------------------------------------------------------
+
+    def _at(self, point: Sequence[Any], updates: dict[Any, Any]) -> Standing:
+        plan = self._plan_with(updates)
+        others = plan.sources[len(self._variables) :]
+        policy = self._policies.get(frozenset(others))
+        if policy is None:
+            policy = self._policies[frozenset(others)] = self._policy(Program(plan))
+        return Standing(policy, [*point, *[updates[bv] for bv in others]])
+
+    def _policy(self, program: Program) -> Policy:
+        engines = dict.fromkeys(step.engine for step in program.steps if step.engine is not None)
+        merging = [engine for engine in engines if engine.merges or engine in self._asked]
+        return Policy(program, merging, memory=self._memory, turns=self._turns, budget=self._budget)
+
+    def _current(self) -> Standing:
+        if self._standing is None:
+            self._updates = dict(state_of(self.tape).updates)
+            self._standing = self._at(self._last_point(), self._updates)
+        return self._standing
+
+    def _adjoint(self, seeds: list[Any]) -> list[Any]:
+        bare_seeds = [bare(seed) for seed in seeds]
+        self._expect(bare_seeds)
+        adjoints = self._current().adjoints(bare_seeds)
+        return [self._derivative(self._plan, c, value) for c, value in zip(self._controls, adjoints, strict=True)]
+
+    def _expect(self, seeds: list[Any]) -> None:
+        """Take note of the seed of a gradient: the next evaluation computes it together with the value."""
+        (output, *others), (seed, *_) = self._outputs, seeds
+        if not others and seed is not None and _is_real_scalar(output):
+            self._expected = seeds
+
+    def _hessian(self, directions: list[Any], seeds: list[Any], second: list[Any] | None = None) -> list[Any]:
+        second = None if second is None else [bare(a) for a in second]
+        results = self._current().second_adjoints([bare(d) for d in directions], [bare(s) for s in seeds], second)
+        return [self._derivative(self._plan, c, value) for c, value in zip(self._controls, results, strict=True)]
+
+    def _unit_seed(self) -> Any:
+        if self._seed is None:
+            self._seed = checked_value(self._outputs[0], super()._unit_seed(), "seeds")
+        return self._seed
+
+    def _output_checkpoint(self) -> Any:
+        return self._current().outputs()[0]
+
+    def _output_values(self) -> Any:
+        return self._wrapped(self._current())
+
+    def _wrapped(self, standing: Standing) -> Any:
+        """The outputs in their types and engines."""
+        return self._outputs.delist([_restored(y, v) for y, v in zip(self._outputs, standing.outputs(), strict=True)])
+
+
+class CompiledFunctional(ReducedFunctional):
+    """A reduced functional over a :class:`CompiledFunction`, made by :meth:`ReducedFunctional.compile`.
+
+    Args:
+        functional: the functional to compile.
+        **options: of :class:`CompiledFunction`.
+    """
+
+    _function: CompiledFunction
+
+    def __init__(self, functional: ReducedFunctional, **options: Any) -> None:
+        self.__dict__.update(functional.__dict__)
+        self._function = CompiledFunction(functional._function, **options)
+
+    def compile(self, **options: Any) -> "CompiledFunctional":
+        """Return this functional compiled with other options."""
+        return CompiledFunctional(self, **options)
+
+    def describe(self) -> str:
+        """Return what the functional consists of; see :meth:`CompiledFunction.describe`."""
+        return self._function.describe()
+
+    def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
+        self._function._expect([bare(self._scaled(self._function._unit_seed()))])
+        return super().value_and_derivative(values, inputs)
+
+
+def _restored(like: Any, value: Any) -> Any:
+    has_array = isinstance(like, (ndarray, AdjFloat))
+    return _result(like, value) if has_array else like._ad_restore_at_checkpoint(value)
+
+
+def _said(value: Any) -> str:
+    value = getattr(value, "control", value)
+    return str(value.aval) if isinstance(value, ndarray) else type(value).__name__
+
+
+def _is_real_scalar(output: Any) -> bool:
+    return isinstance(output, AdjFloat) or (
+        isinstance(output, ndarray) and output.size == 1 and output.dtype.kind != "c"
+    )

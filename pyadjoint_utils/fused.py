@@ -1,0 +1,195 @@
+"""Several functions of an engine as one: calls over numbered slots."""
+
+import itertools
+from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
+from typing import Any
+
+from pyadjoint_utils.engine import Arrays, Aval, Engine, Work
+from pyadjoint_utils.rules import Rules
+
+_LISTED = 6  # how many names a description lists
+
+
+class Row:
+    """Row ``k`` of an array in which a loop has collected its results."""
+
+    __slots__ = ("k", "stack")
+
+    def __init__(self, stack: Any, k: int) -> None:
+        self.stack, self.k = stack, k
+
+
+class Values(dict[int, Any]):
+    """The arrays of a fused function that runs, by slot; what a loop collected is taken apart where rows are needed."""
+
+    def __init__(self, engine: Engine, *args: Any) -> None:
+        super().__init__(*args)
+        self.engine = engine
+
+    def one(self, slot: int) -> Any:
+        """Return the array of a slot."""
+        value = self[slot]
+        return self.part(value.stack, value.k) if type(value) is Row else value
+
+    def stacked(self, slots: Sequence[int]) -> Any:
+        """Return the arrays of several slots along a leading axis; what a loop collected in this order stays as it is."""
+        found = [self[slot] for slot in slots]
+        first = found[0]
+        if type(first) is Row and all(
+            type(v) is Row and v.stack is first.stack and v.k == first.k + i for i, v in enumerate(found)
+        ):
+            whole = first.k == 0 and first.stack.shape[0] == len(found)
+            return first.stack if whole else self.part(first.stack, slice(first.k, first.k + len(found)))
+        return self._function("stack")([self.one(slot) for slot in slots])
+
+    def cast(self, array: Any, aval: Aval) -> Any:
+        """Return an array with the dtype of an aval."""
+        return self._function("astype")(array, aval.dtype)
+
+    def part(self, array: Any, index: Any) -> Any:
+        """Return ``array[index]``."""
+        return self._function("getitem")(array, index)
+
+    def folded(self, array: Any, outer: int, inner: int) -> Any:
+        """Return an array with its leading axis split into two."""
+        return self._function("reshape")(array, (outer, inner, *array.shape[1:]))
+
+    def unfolded(self, array: Any, length: int) -> Any:
+        """Return an array with its two leading axes made one."""
+        return self._function("reshape")(array, (length, *array.shape[2:]))
+
+    def joined(self, a: Any, b: Any) -> Any:
+        """Return two arrays one after the other along their leading axis."""
+        return self._function("concatenate")([a, b])
+
+    def _function(self, name: str) -> Callable[..., Any]:
+        function = self.engine.function(name)
+        if function is None:
+            raise NotImplementedError(f"The engine {self.engine.name!r} merges Blocks, but has no function {name!r}.")
+        return function
+
+
+class Call:
+    """A function's place in a fused function.
+
+    Args:
+        rules: the function.
+        inputs: slots of its dependencies and its constants.
+        outputs: slots of its results.
+        stops: positions of inputs through which no derivative passes although there is one.
+        casts: positions of inputs that come in another dtype than the function was recorded with.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        stops: Sequence[int] = (),
+        casts: Sequence[int] = (),
+    ) -> None:
+        self.rules, self.inputs, self.outputs = rules, tuple(inputs), tuple(outputs)
+        self.stops, self.casts = tuple(stops), tuple(casts)
+        self.key: Hashable = (rules, self.stops, self.casts, len(self.inputs))
+
+    blocks, loops = 1, 0
+
+    @property
+    def work(self) -> Work:
+        """What there is to compile."""
+        return self.rules.work
+
+    @property
+    def avals(self) -> tuple[Aval, ...]:
+        """Shapes and dtypes of the outputs."""
+        return self.rules.outputs
+
+    def members(self) -> list["Call"]:
+        """Return itself, as a loop returns the calls of its body."""
+        return [self]
+
+    def at(self, inputs: Sequence[int], outputs: Sequence[int]) -> "Call":
+        """Return the same call on other slots."""
+        return Call(self.rules, inputs, outputs, self.stops, self.casts)
+
+    def run(self, values: Values) -> None:
+        """Compute the outputs."""
+        rules, engine = self.rules, values.engine
+        arrays = [values.one(slot) for slot in self.inputs]
+        for i in self.stops:
+            arrays[i] = engine.stop(arrays[i])
+        for i in self.casts:
+            arrays[i] = values.cast(arrays[i], rules.inputs[i])
+        function = engine.inlined(rules.function, (*rules.inputs, *rules.outputs))
+        values.update(zip(self.outputs, function(tuple(arrays)), strict=True))
+
+    def __str__(self) -> str:
+        return self.rules.name
+
+
+class Fused:
+    """A function that consists of calls.
+
+    Args:
+        calls: the calls, :class:`Call` or a loop, in an order in which they can run.
+        arguments: the slots that are given.
+        results: the slots that are returned.
+    """
+
+    def __init__(self, calls: Sequence[Any], arguments: Sequence[int], results: Sequence[int]) -> None:
+        self.calls, self.arguments, self.results = list(calls), tuple(arguments), tuple(results)
+        self.key = self._key()
+
+    def _key(self) -> Hashable:
+        """What two of them have in common if they are the same function."""
+        numbers: dict[int, int] = {}
+
+        def numbered(slots: Sequence[int]) -> tuple[int, ...]:
+            return tuple([numbers.setdefault(slot, len(numbers)) for slot in slots])
+
+        arguments = numbered(self.arguments)
+        calls = tuple([(call.key, numbered(call.inputs), numbered(call.outputs)) for call in self.calls])
+        return arguments, calls, numbered(self.results)
+
+    def function(self, engine: Engine) -> Callable[[Arrays], Arrays]:
+        """Return it as a flat function of an engine."""
+
+        def composed(leaves: Arrays) -> Arrays:
+            values = Values(engine, zip(self.arguments, leaves, strict=True))
+            for call in self.calls:
+                call.run(values)
+            return tuple([values.one(slot) for slot in self.results])
+
+        return composed
+
+    def members(self) -> list[Call]:
+        """Return the calls in here and in loops, each once for a loop."""
+        return [member for call in self.calls for member in call.members()]
+
+    @property
+    def blocks(self) -> int:
+        """How many Blocks of the tape it stands for."""
+        return sum(call.blocks for call in self.calls)
+
+    @property
+    def loops(self) -> int:
+        """How many loops there are, those inside of others counted too."""
+        return sum(call.loops for call in self.calls)
+
+    @cached_property
+    def work(self) -> Work:
+        """What there is to compile; operations move entries one after the other only outside or inside of a loop."""
+        works = [call.work for call in self.calls]
+        straight = sum(call.work.shifts for call in self.calls if isinstance(call, Call))
+        return Work(sum(w.operations for w in works), max([straight, *[w.shifts for w in works]]))
+
+    def __str__(self) -> str:
+        return _listed([str(call) for call in self.calls])
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names with those that follow each other counted, cut where it gets long."""
+    parts = [(name, len(list(same))) for name, same in itertools.groupby(names)]
+    texts = [name if count == 1 else f"{count} x {name}" for name, count in parts]
+    return ", ".join(texts if len(texts) <= _LISTED else [*texts[: _LISTED - 1], "...", texts[-1]])

@@ -1,0 +1,76 @@
+"""What of a program is compiled, and in how large pieces: as much as the time that compiling may take allows."""
+
+import logging
+import math
+from collections.abc import Sequence
+
+from pyadjoint_utils.engine import Engine
+from pyadjoint_utils.merged import MergedProgram
+from pyadjoint_utils.merging import Merging
+from pyadjoint_utils.program import Program, Step
+from pyadjoint_utils.segments import Budget, Segment
+
+_log = logging.getLogger(__name__)
+
+# How many operations a program may have. Compiling takes more than proportionally long, so that pieces are cheaper.
+_LIMITS = (math.inf, 2000.0, 1000.0, 500.0, 250.0, 120.0, 60.0)
+_BLOCK_BY_BLOCK = 0.0
+
+
+class Policy:
+    """Chooses programs for evaluations and derivatives of first order, and for those of second order.
+
+    Args:
+        program: the program of single Blocks.
+        engines: the engines that merge Blocks.
+        memory: what loops keep for the derivative.
+        turns: the least number of repetitions that makes a loop.
+        budget: how long compiling may take.
+    """
+
+    def __init__(self, program: Program, engines: Sequence[Engine], *, memory: str, turns: int, budget: Budget) -> None:
+        self.program, self.budget = program, budget
+        self.merging = Merging(program, engines, memory=memory, turns=turns)
+        self._chosen: dict[int, MergedProgram] = {}
+        self._by_limit: dict[float, MergedProgram] = {}
+
+    def at(self, order: int) -> MergedProgram:
+        """Return the program that computes values (0), first (1) or second (2) derivatives."""
+        if order not in self._chosen:
+            self._chosen[order] = self.at(1) if order == 0 else self._fitting(order)
+        return self._chosen[order]
+
+    def give_up(self, order: int) -> None:
+        """Evaluate Block by Block what would have to be compiled now."""
+        _log.info("The budget of %g s for compiling is used up: derivatives of order %d run Block by Block.",
+                  self.budget.limit, order)  # fmt: skip
+        self._chosen[order] = self._limited(_BLOCK_BY_BLOCK)
+
+    def _limited(self, limit: float) -> MergedProgram:
+        if limit not in self._by_limit:
+            self._by_limit[limit] = MergedProgram(self.program, self.merging.merged(limit))
+        return self._by_limit[limit]
+
+    def _fitting(self, order: int) -> MergedProgram:
+        """The program of the largest pieces that can be compiled in time."""
+        # A Hessian action may still be asked for.
+        allowed = self.budget.left / 2 if order == 1 else self.budget.left
+        for limit in _LIMITS:
+            merged = self._limited(limit)
+            seconds = sum(_seconds(merged.steps, order))
+            if seconds <= allowed:
+                break
+        else:
+            merged, seconds = self._limited(_BLOCK_BY_BLOCK), 0.0
+        for step in merged.steps:
+            if isinstance(step, Segment):
+                step.compiled.budget = self.budget
+        _log.info("Derivatives of order %d: %s. About %.2g s to compile, %g s allowed.",
+                  order, merged.summary(), seconds, allowed)  # fmt: skip
+        return merged
+
+
+def _seconds(steps: Sequence[Step], order: int) -> list[float]:
+    """About how long it takes to compile each program that occurs."""
+    rules = {step.compiled for step in steps if isinstance(step, Segment)}
+    return [r.engine.seconds(r.work, order) for r in rules]

@@ -1,0 +1,166 @@
+"""Runs of Blocks that one engine computes in one program."""
+
+import math
+import time
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, Work
+from pyadjoint_utils.fused import Fused
+from pyadjoint_utils.program import Step
+from pyadjoint_utils.rules import Rules
+
+_INTERNED = 4096  # bytes up to which constants are compared by value
+
+
+class OverBudget(Exception):
+    """A program is not compiled, since that would take longer than allowed."""
+
+
+class Budget:
+    """How long compiling may take.
+
+    Args:
+        limit: seconds.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit, self.spent = limit, 0.0
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left."""
+        return self.limit - self.spent
+
+
+class SegmentRules(Rules):
+    """The rules of a fused function; each map is compiled at its first call, on a budget.
+
+    Args:
+        engine: the engine.
+        fused: the function.
+        inputs: shape and dtype of every argument.
+        dependencies: how many of them are values that vary; the others are constants.
+        active: positions of those that pass a derivative.
+        outputs: shape and dtype of every result.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        fused: Fused,
+        inputs: Sequence[Aval],
+        dependencies: int,
+        active: Sequence[int],
+        outputs: Sequence[Aval],
+    ) -> None:
+        super().__init__(engine, fused.function(engine), inputs, dependencies, active, name="segment")
+        self.fused, self.outputs = fused, tuple(outputs)
+        self.budget = Budget(math.inf)  # of whoever uses it
+        self.built = 0  # how many maps have been compiled
+        inner = [aval for call in fused.members() for aval in (*call.rules.inputs, *call.rules.outputs)]
+        self._avals = tuple({*inputs, *outputs, *inner})
+
+    @property
+    def work(self) -> Work:
+        """What there is to compile."""
+        return self.fused.work
+
+    def prepare(self, f: Map, *, derivative: bool = True) -> Map:
+        program: Map | None = None
+
+        def call(x: Arrays, c: Arrays) -> Arrays:
+            nonlocal program
+            if program is None:
+                if self.budget.left <= 0:
+                    raise OverBudget
+                start = time.perf_counter()
+                program = self.engine.build(f, x, c, self._avals, self.work)
+                self.budget.spent += time.perf_counter() - start
+                self.built += 1
+            return program(x, c)
+
+        return call
+
+
+class Segment(Step):
+    """Several steps as one, with the face of a step.
+
+    Args:
+        rules: the function of them all.
+        inputs: slots of what it takes from elsewhere.
+        outputs: slots of what is needed elsewhere.
+        constants: the arrays that follow the inputs.
+        differentiable: positions among the outputs that pass a derivative.
+    """
+
+    def __init__(
+        self,
+        rules: SegmentRules,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        constants: Arrays,
+        differentiable: Sequence[int],
+    ) -> None:
+        self.inputs, self.outputs, self.constants = tuple(inputs), tuple(outputs), constants
+        self.active, self.differentiable = rules.active, tuple(differentiable)
+        self.engine, self.name = rules.engine, str(rules.fused)
+        self.compiled = self._own = rules
+
+
+class Constants:
+    """Arrays of an engine that a program takes as they were recorded, equal small ones once.
+
+    Args:
+        engine: the engine.
+        fresh: numbers of slots that nobody uses.
+    """
+
+    def __init__(self, engine: Engine, fresh: Iterator[int]) -> None:
+        self.engine, self._fresh = engine, fresh
+        self.arrays: dict[int, Any] = {}
+        self._known: dict[Hashable, int] = {}
+        self._kept: list[Any] = []  # so that no other array gets the identity of one that is known
+
+    def slot(self, value: Any) -> int:
+        """Return the slot of an array of the engine, or of a number that it takes as it is."""
+        slot = self._known.get(id(value))
+        if slot is None:
+            slot = self._known[id(value)] = self._by_value(value)
+            self._kept.append(value)
+        return slot
+
+    def _by_value(self, value: Any) -> int:
+        if type(value) not in self.engine.array_types:
+            key: Hashable = (type(value), value)
+        else:
+            aval = self.engine.aval(value)
+            if aval.dtype.itemsize * math.prod(aval.shape) > _INTERNED:
+                return self._new(value)
+            key = (aval, self.engine.to_numpy(value).tobytes())
+        slot = self._known.get(key)
+        if slot is None:
+            slot = self._known[key] = self._new(value)
+        return slot
+
+    def aval(self, slot: int) -> Aval:
+        """Return shape and dtype of a constant."""
+        value = self.arrays[slot]
+        return self.engine.aval(value) if type(value) in self.engine.array_types else Aval((), np.asarray(value).dtype)
+
+    def _new(self, array: Any) -> int:
+        slot = next(self._fresh)
+        self.arrays[slot] = array
+        return slot
+
+    def packed(self, slots: Sequence[int]) -> int | None:
+        """Return the slot of a constant that holds several stacked; None if one of them is no constant."""
+        if not all(type(self.arrays.get(slot)) in self.engine.array_types for slot in slots):
+            return None
+        key = tuple(slots)
+        if key not in self._known:
+            stack = np.stack([self.engine.to_numpy(self.arrays[slot]) for slot in slots])
+            self._known[key] = self._new(self.engine.enter(stack))
+        return self._known[key]

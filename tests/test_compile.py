@@ -1,0 +1,342 @@
+"""Compiled programs against closed forms and against Block by Block, at points other than the recorded one."""
+
+import logging
+
+import engines
+import numpy as np
+import optree
+import pytest
+
+from pyadjoint_utils import (
+    AdjFloat,
+    ArgumentTypeError,
+    ArgumentValueError,
+    Control,
+    ReducedFunction,
+    ReducedFunctional,
+    Tape,
+    array,
+    get_engine,
+    get_working_tape,
+    minimize,
+    ndarray,
+    overload,
+    push_tape,
+    taylor_test,
+    verify,
+)
+from pyadjoint_utils.testing import CHECKS, SCENARIOS, record
+from pyadjoint_utils.testing.checks import overloaded
+
+all_engines = pytest.mark.parametrize("engine", engines.NAMES)
+
+
+def in_several_blocks(f):
+    """The function with a Block before and a Block after it, so that there is something to merge."""
+
+    def times(tree, factor):
+        return optree.tree_map(lambda x: x * factor if isinstance(x, ndarray) and x.dtype.kind in "fc" else x, tree)
+
+    def call(*args, **kwargs):
+        args, kwargs = times((args, kwargs), 2.0)
+        args, kwargs = times((args, kwargs), 0.5)
+        return times(f(*args, **kwargs), 1.0)
+
+    return call
+
+
+@all_engines
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
+def test_scenarios(engine, scenario):
+    """Value and all derivatives of every scenario, merged with arithmetic around it."""
+    e = engines.namespace(engine)
+    f = in_several_blocks(overloaded(e, scenario))
+    case = record(e, scenario, function=f, wrap=lambda x: array(e.own(x)))
+    case.rf = case.rf.compile(engines=[engine])
+    for name in ("value", "points"):
+        CHECKS[name](case)
+    assert case.rf._current().policy.at(1).whole
+
+
+# What a compiled function is to its callers, with one engine ------------------------------------------------------------
+
+A, B, P, Q = (np.random.default_rng(k).uniform(0.2, 1.0, 3) for k in range(4))
+
+
+@pytest.fixture
+def e():
+    return engines.namespace("jax")
+
+
+@pytest.fixture
+def cube(e):
+    """``sum(a^3 b)``, as a functional of ``a``, in several Blocks."""
+    f = e.overload(lambda x, y: x * x * y)
+    a, b = array(e.own(A)), array(e.own(B))
+    return ReducedFunctional((f(a, b) * a).sum(), Control(a)), a, b
+
+
+def close(found, expected):
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_point_is_its_own(cube):
+    slow, _, _ = cube
+    fast = slow.compile()
+    close(fast.derivative(), 3 * A**2 * B)  # before any evaluation
+    fast(P)
+    slow(Q)
+    other = slow.compile()
+    for _ in range(2):
+        close(fast.derivative(), 3 * P**2 * B)
+        close(slow.derivative(), 3 * Q**2 * B)
+        close(other.derivative(), 3 * Q**2 * B)
+        close(fast.hessian(A), 6 * P * B * A)
+        close(fast.tlm(A), np.sum(3 * P**2 * B * A))
+        other(A)
+        close(other.derivative(), 3 * A**2 * B)
+        other(Q)
+
+
+def test_the_tape_is_left_alone(cube):
+    slow, _, _ = cube
+    blocks = get_working_tape().get_blocks()
+    before = [bv.checkpoint for block in blocks for bv in (*block.get_dependencies(), *block.get_outputs())]
+    fast = slow.compile()
+    fast.value_and_derivative(P)
+    fast.hessian(Q)
+    after = [bv.checkpoint for block in blocks for bv in (*block.get_dependencies(), *block.get_outputs())]
+    assert all(x is y for x, y in zip(before, after, strict=True))
+
+
+def test_matrices_are_those_at_its_point(cube):
+    slow, _, _ = cube
+    fast = slow._function.compile()
+    fast(P)
+    slow(Q)
+    close(fast.jac_matrix(), 3 * P**2 * B)
+    close(fast.hess_matrix(), np.diag(6 * P * B))
+    close(fast.derivative(), 3 * P**2 * B)
+
+
+def test_value_and_gradient_come_together_once_a_gradient_was_asked_for(cube):
+    fast = cube[0].compile()
+    fast(P)
+    fast(Q)
+    (segment,) = fast._function._current().policy.at(1).steps
+    assert segment.compiled.built == 1
+    fast.derivative()
+    fast(P)
+    close(fast.derivative(), 3 * P**2 * B)
+    assert segment.compiled.built == 3  # value; gradient; both
+    close(fast.derivative(2.0), 6 * P**2 * B)
+    value, gradient = fast.value_and_derivative(Q)
+    close(value, np.sum(Q**3 * B))
+    close(gradient, 3 * Q**2 * B)
+    assert segment.compiled.built == 3
+
+
+def test_another_seed_is_not_taken_for_the_expected_one(cube):
+    fast = cube[0].compile()
+    fast.derivative(3.0)
+    fast(P)
+    close(fast.derivative(), 3 * P**2 * B)
+    close(fast.derivative(3.0), 9 * P**2 * B)
+
+
+def test_scale_and_components(e):
+    f = e.overload(lambda x, y: e.sum(x * x * y))
+    a, b = array(e.own(A)), array(e.own(B))
+    J, controls = f(a, b) * 1.0, [Control(a), Control(b)]
+    fast = ReducedFunctional(J, controls, derivative_components=(0,), scale=2.0).compile()
+    close(fast([P, Q]), 2 * np.sum(P * P * Q))
+    first, second = fast.derivative()
+    close(first, 4 * P * Q)
+    close(second, np.zeros(3))
+    close(fast.hessian([A, B])[0], 4 * (A * Q + P * B))
+    close(fast.value_and_derivative([A, B])[1][0], 4 * A * B)
+
+
+def test_callbacks_see_what_they_see_of_the_function_itself(cube):
+    slow, _, _ = cube
+    seen = []
+
+    def told(name):
+        return lambda *values: seen.append((name, [np.asarray(v) for v in values])) or values[-2]
+
+    names = [f"{k}_cb_post" for k in ("eval", "derivative", "hessian", "tlm")]
+    functional = ReducedFunctional(slow.functional, slow.controls, scale=2.0, **{n: told(n) for n in names})
+    for rf in (functional, functional.compile()):
+        rf(P)
+        rf.derivative()
+        rf.hessian(Q)
+        rf.tlm(Q)
+    for (name, values), (other, others) in zip(seen[:4], seen[4:], strict=True):
+        assert name == other
+        for a, b in zip(values, others, strict=True):
+            close(a, b)
+
+
+def test_updates_and_inputs(e):
+    f = e.overload(lambda x, y, z: e.sum(x * x * y * z))
+    a, b, c = (array(e.own(x)) for x in (A, B, Q))
+    fast = ReducedFunctional(f(a, b, c) * 1.0, Control(a), inputs=c).compile()
+    close(fast(P), np.sum(P * P * B * Q))
+    close(fast(P, inputs=A), np.sum(P * P * B * A))
+    close(fast.derivative(), 2 * P * B * A)
+    Control(b).update(P)
+    close(fast.derivative(), 2 * P * B * A)  # at the last evaluation
+    close(fast(P), np.sum(P**3 * A))
+    close(fast.derivative(), 2 * P * P * A)
+    fresh = ReducedFunctional(f(a, b, c) * 1.0, Control(a), inputs=c).compile()
+    close(fresh.derivative(), 2 * A * P * Q)
+
+
+def test_solvers_and_checks_take_it(cube):
+    slow, a, b = cube
+    fast = slow.compile()
+    assert taylor_test(fast, array(P), array(Q)) > 1.9
+    assert verify(fast, array(P)).passed
+    lowest = ReducedFunctional(((a - b) ** 2).sum(), Control(a)).compile()
+    close(minimize(lowest, method="L-BFGS-B"), B)
+    close(minimize(lowest, method="Newton-CG"), B)
+
+
+def test_other_shapes_and_types_are_refused(cube):
+    fast = cube[0].compile()
+    with pytest.raises(ArgumentValueError, match=r"controls\[0\].*\(3,\).*\(4,\)"):
+        fast(np.ones(4))
+    with pytest.raises(ArgumentTypeError, match=r"controls\[0\] must be real"):
+        fast(1j * P)
+    close(fast(P.astype(np.float32)), np.sum(P.astype(np.float32).astype(float) ** 3 * B))
+    with pytest.raises(ArgumentValueError, match="memory must be one of 'all', 'step', 'sqrt'"):
+        cube[0].compile(memory="least")
+
+
+def test_a_failed_evaluation_leaves_the_point(e):
+    broken = []
+
+    def f(x):
+        if broken:
+            raise ZeroDivisionError
+        return x * x
+
+    a = array(A)
+    g = overload(f, "autograd")
+    fast = ReducedFunctional(g(a).sum(), Control(a)).compile()
+    fast(P)
+    broken.append(True)
+    with pytest.raises(ZeroDivisionError):
+        fast(Q)
+    broken.clear()
+    close(fast.derivative(), 2 * P)
+
+
+def test_outputs_that_are_controls_or_constant(e):
+    f = e.overload(lambda x, y: (x * 2.0, y * 1.0))
+    a, b = array(e.own(A)), array(e.own(B))
+    y, constant = f(a, b)
+    fast = ReducedFunction([a, y + 0.0, constant], [Control(a)]).compile()
+    for found, expected in zip(fast([P]), [P, 2 * P, B], strict=True):
+        close(found, expected)
+    close(fast.adj_jac_action([P, Q, Q])[0], P + 2 * Q)
+    close(fast.hess_action([A], [P, Q, Q])[0], np.zeros(3))
+
+
+def test_adjfloat_controls_and_outputs(e):
+    a, b = AdjFloat(2.0), AdjFloat(0.5)
+    f = e.overload(lambda x, c: e.sin(c * x))
+    from pyadjoint_utils import to_adjfloat
+
+    x = array(e.own(np.array(0.3)))
+    J = to_adjfloat(f(x, a * b + 1.0) * x) ** 2
+    slow = ReducedFunctional(J, [Control(a), Control(b)])
+    fast = slow.compile()
+    for m in ([1.5, 0.2], [0.1, -1.0]):
+        m = [AdjFloat(v) for v in m]
+        assert isinstance(fast(m), AdjFloat)
+        assert fast(m) == pytest.approx(slow(m), rel=1e-13)
+        np.testing.assert_allclose(fast.derivative(), slow.derivative(), rtol=1e-12)
+        np.testing.assert_allclose(fast.hessian(m), slow.hessian(m), rtol=1e-12)
+    assert fast._function._current().policy.at(1).whole
+
+
+# What is compiled, and how often ----------------------------------------------------------------------------------------
+
+
+def test_a_tape_recorded_anew_compiles_nothing(e):
+    f = e.overload(lambda x, c: e.sin(x) * c)
+
+    def use(seed, factor):
+        rng = np.random.default_rng(seed)
+        with push_tape(Tape()) as tape:
+            x = y = array(e.own(rng.standard_normal(3)))
+            for k in range(20):
+                y = f(y, factor * k)
+            J = f(y * factor, 2.0).sum()
+            fast = ReducedFunctional(J, Control(x), tape=tape).compile()
+        fast(x)
+        fast.value_and_derivative(rng.standard_normal(3))
+        fast.hessian(rng.standard_normal(3))
+        (segment,) = fast._function._current().policy.at(1).steps
+        return segment.compiled
+
+    first = use(0, 1.5)
+    built = first.built
+    assert use(1, -0.3) is first
+    assert first.built == built == 3
+
+
+def test_jit_false_is_not_merged(e, caplog):
+    plain = e.overload(lambda x: x * x, jit=False, name="plain")
+    f = e.overload(lambda x: e.sin(x))
+    x = array(e.own(A))
+    slow = ReducedFunctional(f(f(plain(f(f(x))))).sum(), Control(x))
+    fast = slow.compile()
+    with caplog.at_level(logging.INFO, logger="pyadjoint_utils"):
+        close(fast(P), float(slow(P)))
+    assert "5 Blocks in 2 segments" in caplog.text
+    close(fast.derivative(), slow.derivative().numpy())
+    close(fast.hessian(Q), slow.hessian(Q).numpy())
+    text = fast.describe()
+    assert "plain (a Block by itself)" in text
+    assert "Not merged: jax:plain: jit=False" in text
+
+
+def test_a_used_up_budget_runs_block_by_block(cube, caplog):
+    slow, _, _ = cube
+    fast = slow.compile(budget=0.0)
+    with caplog.at_level(logging.INFO, logger="pyadjoint_utils"):
+        close(fast(P), float(slow(P)))
+        close(fast.derivative(), 3 * P**2 * B)
+        close(fast.hessian(Q), 6 * P * B * Q)
+    assert "by themselves" in caplog.text
+    assert fast._function._budget.spent == 0.0
+
+
+def test_a_budget_that_runs_out_on_the_way(cube):
+    slow, _, _ = cube
+    fast = slow.compile()
+    fast(P)
+    fast._function._budget.limit = 0.0  # as if compiling the value had taken much longer than was thought
+    close(fast.derivative(), 3 * P**2 * B)
+    close(fast.hessian(Q), 6 * P * B * Q)
+    close(fast(Q), np.sum(Q**3 * B))
+    close(fast.derivative(), 3 * Q**2 * B)
+
+
+def test_a_long_run_is_cut_into_equal_pieces(e, monkeypatch):
+    """Where the estimate says so; and the pieces are one program."""
+    f, g = e.overload(lambda x: e.sin(x)), e.overload(lambda x: e.exp(-x * x))
+    x = y = array(e.own(A))
+    for _ in range(60):
+        y = g(f(y))
+    slow = ReducedFunctional(y.sum(), Control(x))
+    fast = slow.compile(turns=1000)
+    monkeypatch.setattr(type(get_engine("jax")), "seconds", lambda self, work, order: work.operations**2 / 400)
+    close(fast(P), float(slow(P)))
+    close(fast.derivative(), slow.derivative().numpy())
+    close(fast.hessian(Q), slow.hessian(Q).numpy())
+    program = fast._function._current().policy.at(1)
+    assert len(program.steps) > 3
+    assert len({step.compiled for step in program.steps}) <= 3

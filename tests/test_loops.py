@@ -1,0 +1,249 @@
+"""Repetitions of Blocks as loops: what is carried, constant, a row, or collected; against Block by Block."""
+
+import engines
+import numpy as np
+import pytest
+
+from pyadjoint_utils import AdjFloat, Control, ReducedFunction, array, overload_jax
+
+e = engines.namespace("jax")
+import jax.numpy as jnp  # noqa: E402  (only where JAX is installed)
+
+A, P, D = (np.random.default_rng(k).uniform(0.2, 1.0, 3) for k in range(3))
+N = 20
+
+
+@overload_jax
+def step(y, p):
+    return y + 0.1 * jnp.sin(y) * p
+
+
+@overload_jax
+def leap(y, before, p):
+    return 2 * y - before - 0.01 * p * jnp.sin(y)
+
+
+@overload_jax
+def cost(y, data):
+    return jnp.sum((y - data) ** 2)
+
+
+def own(x):
+    return array(e.own(np.asarray(x)))
+
+
+def loops(rf):
+    """The loops of a compiled function: turns and Blocks in a turn."""
+    (segment,) = rf._current().policy.at(1).steps
+    return _loops(segment.rules(segment.engine).fused)
+
+
+def _loops(fused):
+    found = []
+    for call in fused.calls:
+        if hasattr(call, "length"):
+            found += [(call.length, call.body.blocks), *_loops(call.body)]
+    return found
+
+
+def check(outputs, controls, expected=None, **options):
+    """Compare everything with Block by Block, away from the recorded point; return what was found."""
+    slow = ReducedFunction(outputs, [Control(c) for c in controls])
+    fast = slow.compile(**options)
+    rng = np.random.default_rng(7)
+
+    def some():
+        return [
+            rng.uniform(0.2, 1.0, np.shape(c)) if np.shape(c) else AdjFloat(rng.uniform(0.2, 1.0)) for c in controls
+        ]
+
+    for _ in range(2):
+        m, h = some(), some()
+        values = slow(m)
+        same(fast(m), values)
+        v = [rng.uniform(0.2, 1.0, np.shape(y)) for y in values]
+        same(fast.adj_jac_action(v), slow.adj_jac_action(v))
+        same(fast.jac_action(h), slow.jac_action(h))
+        same(fast.hess_action(h, v), slow.hess_action(h, v))
+    if expected is not None:
+        assert loops(fast) == expected
+    return fast
+
+
+def same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("memory", ["all", "step", "sqrt"])
+@pytest.mark.parametrize("count", [16, 23, 25])
+def test_carried_and_constant(memory, count):
+    x, p = own(A), own(P)
+    y = x
+    for _ in range(count):
+        y = step(y, p)
+    check([y], [x, p], [(count, 1)], memory=memory)
+
+
+def test_states_that_reach_back_two_steps():
+    x, p = own(A), own(P)
+    before, y = x, step(x, p)
+    for _ in range(N):
+        before, y = y, leap(y, before, p)
+    check([y], [x, p], [(N, 1)])
+    check([y, before], [x, p], [(N, 1)])
+
+
+def test_a_state_of_two_steps_ago_alone():
+    x, p = own(A), own(P)
+    states = [x, step(x, p)]
+    for _ in range(N):
+        states.append(step(states[-2], p))
+    check(states[-2:], [x, p], [(N + 1, 1)])
+
+
+def test_constants_that_differ_from_step_to_step():
+    x = own(A)
+    y = x
+    for k in range(N):
+        y = step(y, 0.1 * k)
+    check([y], [x], [(N, 1)])
+
+
+def test_adjfloat_arithmetic_of_the_time():
+    x, t, dt = own(A), AdjFloat(0.3), AdjFloat(0.1)
+    y = x
+    for _ in range(N):
+        y = step(y, t)
+        t = t + dt * 2.0
+    check([y], [x, dt], [(N - 1, 3)])
+
+
+def test_a_control_for_every_step():
+    x, forcing = own(A), [own(P + k) for k in range(N)]
+    y = x
+    for f in forcing:
+        y = step(y, f)
+    check([y], [x, *forcing], [(N, 1)])
+
+
+def test_a_forcing_that_is_indexed():
+    x, forcing = own(A), own(np.random.default_rng(5).uniform(0.1, 1.0, (N, 3)))
+    y = x
+    for k in range(N):
+        y = step(y, forcing[k])
+    check([y], [x, forcing])
+
+
+def test_all_states_are_outputs():
+    x, p = own(A), own(P)
+    states = [x]
+    for _ in range(N):
+        states.append(step(states[-1], p))
+    check(states[1:], [x, p], [(N, 1)])
+
+
+@pytest.mark.parametrize("memory", ["all", "sqrt"])
+def test_what_one_loop_collects_another_takes_row_by_row(memory):
+    x, p = own(A), own(P)
+    states = [x]
+    for _ in range(N):
+        states.append(step(states[-1], p))
+    J = cost(states[0], D)
+    for k, y in enumerate(states[1:]):
+        J = J + cost(y, D * k)
+    check([J], [x, p], [(N, 1), (N, 2)], memory=memory)
+
+
+def test_a_functional_that_grows_in_the_loop():
+    x, p = own(A), own(P)
+    y, J = x, cost(x, D)
+    for _ in range(N):
+        y = step(y, p)
+        J = J + cost(y, D)
+    check([J, y], [x, p], [(N, 3)])
+
+
+def test_every_tenth_step_writes_output():
+    x, p = own(A), own(P)
+    y, written = x, []
+    for k in range(200):
+        y = step(y, p)
+        if k % 10 == 9:
+            written.append(cost(y, D))
+    check(written, [x, p], turns=8)
+    fast = check(written, [x, p], turns=10)
+    assert loops(fast) == [(20, 11), (10, 1)]
+
+
+def test_prologue_epilogue_and_two_loops():
+    x, p = own(A), own(P)
+    y = step(step(x, x), p)
+    for _ in range(N):
+        y = step(y, p)
+    y = leap(y, x, p)
+    for _ in range(N):
+        y = leap(step(y, x), y, p)
+    check([cost(y, D)], [x, p])
+
+
+def test_a_reference_to_the_first_state():
+    x, p = own(A), own(P)
+    first = y = step(x, p)
+    J = cost(y, D)
+    for _ in range(N):
+        y = step(y, p)
+        J = J + cost(y, first)
+    check([J], [x, p], [(N, 3)])
+
+
+def test_states_that_are_swapped():
+    a, b = own(A), own(P)
+    x, p = a, b
+    for _ in range(N):
+        a, b = step(b, a), a
+    check([a, b], [x, p], [(N, 1)])
+
+
+def test_values_shortly_before_the_end():
+    x, p = own(A), own(P)
+    states = [x]
+    for _ in range(N):
+        states.append(step(states[-1], p))
+    check([states[-3], states[-1]], [x, p], [(N, 1)])
+
+
+def test_a_loop_that_is_interrupted():
+    """A step in the middle takes something else than the others."""
+    x, p = own(A), own(P)
+    y = x
+    for k in range(3 * N):
+        y = step(y, x if k == N + 3 else p)
+    fast = check([y], [x, p])
+    assert sum(length for length, _ in loops(fast)) >= 3 * N - 1
+
+
+def test_integers_are_carried_along():
+    @overload_jax
+    def count(y, k):
+        return y * jnp.cos(k * 0.1), k + 1
+
+    x = own(A)
+    y, k = x, array(jnp.zeros((), int))
+    for _ in range(N):
+        y, k = count(y, k)
+    check([y], [x], [(N, 1)])
+
+
+def test_a_stopped_argument_stays_stopped():
+    @overload_jax(argnums=0)
+    def damped(y, p):
+        return y * 0.9 + jnp.sin(p)
+
+    x = own(A)
+    y = x
+    for _ in range(N):
+        y = damped(y, y)
+    fast = check([y], [x], [(N, 1)])
+    fast([np.asarray(P)])
+    np.testing.assert_allclose(fast.jac_action([np.ones(3)])[0].numpy(), 0.9**N * np.ones(3))
