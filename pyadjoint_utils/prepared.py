@@ -45,7 +45,8 @@ class Prepared:
         self, overloaded: "Overloaded", key: Key, leaves: list[Any], structure: Any, points: Points | None
     ) -> None:
         self.engine = engine = overloaded.engine
-        self._overloaded, self._points = overloaded, points
+        self._elementwise, self._out_pointwise = overloaded.nature.elementwise, overloaded.out_pointwise
+        self._points = points
         self.name = overloaded.name
         self.out_structure: Any = None
         arrays = {*key.taped, *key.constant}
@@ -117,10 +118,10 @@ class Prepared:
     def _points_with(self, outputs: tuple[Aval, ...]) -> Points | None:
         inputs = self.rules.inputs
         if self._points is None:
-            return points_of_elementwise(inputs, outputs) if self._overloaded.nature.elementwise else None
+            return points_of_elementwise(inputs, outputs) if self._elementwise else None
         result = self.engine.unflatten(self.out_structure, range(len(outputs)))
         items = [self.engine.flatten(item)[0] for item in (result if isinstance(result, (tuple, list)) else [result])]
-        return with_outputs(self.name, self._points, self._overloaded.out_pointwise, items, inputs, outputs)
+        return with_outputs(self.name, self._points, self._out_pointwise, items, inputs, outputs)
 
     def wrapped(self, outputs: Arrays, taped: list[Any], constants: Arrays) -> Any:
         """Wrap the outputs and record the call if there is something to record."""

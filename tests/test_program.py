@@ -170,3 +170,35 @@ def test_foreign_blocks_are_evaluated_by_several_threads():
     with ThreadPoolExecutor(4) as pool:
         for found, expected in zip(pool.map(gradient, range(40)), wanted, strict=True):
             check(found, expected)
+
+
+def test_a_control_that_was_computed_is_a_source():
+    x = array([1.0, 2.0])
+    y = x * 2.0
+    z = y * y * x
+    program = Program(ReducedFunction(z, [Control(x), Control(y)])._plan)
+    environment = program.evaluate([np.array([3.0, 4.0]), np.array([5.0, 6.0])])
+    np.testing.assert_allclose(environment[program.outputs[0]], [75.0, 144.0])
+    xb, yb = program.adjoints(environment, [np.ones(2)])
+    np.testing.assert_allclose(xb, [25.0, 36.0])
+    np.testing.assert_allclose(yb, [30.0, 48.0])
+
+
+def test_a_value_that_stands_twice_in_a_foreign_block_is_counted_once():
+    x, a = array([0.4, -0.9]), AdjFloat(3.0)
+    program = Program(ReducedFunction(foreign_product(x * 1.0, a * a) * (a * a), [Control(x), Control(a)])._plan)
+    environment = program.evaluate([np.zeros(2), 2.0])
+    _, ab = program.adjoints(environment, [np.array([1.0, 0.0])])
+    assert float(ab) == pytest.approx(4 * 2.0**3)
+
+
+def test_a_foreign_block_stands_at_each_environments_own_point():
+    x, a = array(P), AdjFloat(A)
+    rf = ReducedFunction(foreign_product(x, a), [Control(x), Control(a)])
+    program = Program(rf._plan)
+    environments = {v: program.evaluate([P, v]) for v in (0.5, 2.0)}
+    rf([P, 9.0])
+    for v, environment in environments.items():
+        (dy,) = program.tangents(environment, [DX, None])
+        np.testing.assert_allclose(as_numpy(dy), v * np.exp(P) * DX, rtol=1e-12)
+    np.testing.assert_allclose(rf.jac_action([DX, 0.0]).numpy(), 9.0 * np.exp(P) * DX, rtol=1e-12)
