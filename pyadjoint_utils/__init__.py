@@ -20,6 +20,7 @@ from pyadjoint_utils.black_box import overload_numpy
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.control import Control
 from pyadjoint_utils.conversion import to_adjfloat, to_jax, to_numpy, to_tensorflow, to_torch
+from pyadjoint_utils.custom_rules import custom_jvp, custom_vjp
 from pyadjoint_utils.drivers import (
     compute_gradient,
     compute_hessian_action,
@@ -54,6 +55,7 @@ from pyadjoint_utils.optimization import (
 )
 from pyadjoint_utils.overloading import overload
 from pyadjoint_utils.reduced import ReducedFunction
+from pyadjoint_utils.stop import stop_gradient
 from pyadjoint_utils.tapes import Tape, push_tape, set_working_tape
 from pyadjoint_utils.transformations import cvjp, grad, hvp, jvp, linear_adjoint, linearize, value_and_grad, vjp
 from pyadjoint_utils.values import array, asarray, ndarray
@@ -110,6 +112,8 @@ __all__ = [
     "compute_jacobian_matrix",
     "continue_annotation",
     "create_overloaded_object",
+    "custom_jvp",
+    "custom_vjp",
     "cvjp",
     "engine_names",
     "get_engine",
@@ -133,6 +137,7 @@ __all__ = [
     "register_engine",
     "set_working_tape",
     "stop_annotating",
+    "stop_gradient",
     "taylor_test",
     "taylor_to_dict",
     "to_adjfloat",

@@ -11,6 +11,7 @@ from pyadjoint.tape import stop_annotating
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.engine import Aval
 from pyadjoint_utils.recorded import recorded_values
+from pyadjoint_utils.rule_block import RuleBlock
 from pyadjoint_utils.tapes import TapeState
 from pyadjoint_utils.variable import Variable
 
@@ -183,6 +184,8 @@ def _all(block: Block) -> tuple[list[Any], list[Any]]:
 
 def _differentiable(block: Block) -> tuple[list[Any], list[Any]]:
     """The dependencies and outputs of a Block between which a derivative passes."""
+    if isinstance(block, RuleBlock):
+        return block.ins, block.outs
     dependencies, outputs = block.get_dependencies(), block.get_outputs()
     if not isinstance(block, EngineBlock):
         return dependencies, outputs

@@ -1,10 +1,10 @@
 """One function of an engine at one signature, ready to be called and recorded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pyadjoint import annotate_tape
+from pyadjoint import Block, annotate_tape
 
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.captures import check_captures
@@ -134,10 +134,15 @@ class Prepared:
 
 def record(rules: Rules, dependencies: list[Any], constants: Arrays, outputs: Sequence[ndarray]) -> None:
     """Put one call on the working tape."""
+    put_on_tape(lambda values: EngineBlock(rules, values, constants), dependencies, outputs)
+
+
+def put_on_tape(make: Callable[[list[Any]], Block], dependencies: list[Any], outputs: Sequence[ndarray]) -> None:
+    """Put a Block, made of its dependencies as the working tape knows them, on that tape."""
     tape = working_tape(None)
     if isinstance(tape, ProgramTape):
         dependencies = tape.connected(dependencies, outputs)
-    block = EngineBlock(rules, dependencies, constants)
+    block = make(dependencies)
     tape.add_block(block)
     for y in outputs:
         block.add_output(y.create_block_variable())

@@ -21,6 +21,7 @@ from pyadjoint_utils.plan import Plan
 from pyadjoint_utils.prepared import record
 from pyadjoint_utils.recorded import stand_at_the_record, taped_value
 from pyadjoint_utils.reduced import ReducedFunction
+from pyadjoint_utils.rule_block import RuleBlock
 from pyadjoint_utils.rules import Rules
 from pyadjoint_utils.tapes import recording_on, state_of
 from pyadjoint_utils.values import ndarray
@@ -98,6 +99,13 @@ class RecordedSweep:
             if source in values and target not in self._cut:
                 values[target] = self._like(values[source], target.output)
             return
+        if isinstance(block, RuleBlock):
+            for bv, value in zip(
+                block.outs, self._by_rule(block.rules.tangents, block, block.ins, block.outs, values), strict=True
+            ):
+                if value is not None and bv not in self._cut:
+                    values[bv] = value
+            return
         block = _engine_block(block)
         rules, outputs, dependencies = block.rules, block.get_outputs(), block.get_dependencies()
         ins = tuple([i for i in rules.active if dependencies[i] in values])
@@ -116,6 +124,14 @@ class RecordedSweep:
             if target in values and target not in self._cut:
                 _accumulate(values, source, self._like(values.pop(target), source.output))
             return
+        if isinstance(block, RuleBlock):
+            arrived = {bv: values.pop(bv) for bv in block.outs if bv in values and bv not in self._cut}
+            for bv, value in zip(
+                block.ins, self._by_rule(block.rules.adjoints, block, block.outs, block.ins, arrived), strict=True
+            ):
+                if value is not None:
+                    _accumulate(values, bv, value)
+            return
         block = _engine_block(block)
         rules, outputs, dependencies = block.rules, block.get_outputs(), block.get_dependencies()
         outs = tuple([k for k, bv in enumerate(outputs) if bv in values and bv not in self._cut])
@@ -127,6 +143,19 @@ class RecordedSweep:
         results = _call(derived, block, local, [values.pop(outputs[k]) for k in outs])
         for i, value in zip(ins, results, strict=True):
             _accumulate(values, dependencies[i], value)
+
+    def _by_rule(
+        self, rule: Any, block: RuleBlock, sources: Sequence[Any], targets: Sequence[Any], values: dict[Any, Any]
+    ) -> list[Any]:
+        """What a rule by hand returns, one direction at a time; None where nothing arrived."""
+        if not any(bv in values for bv in sources):
+            return [None] * len(targets)
+        given = [self._or_zero(values.get(bv), bv.output) for bv in sources]
+        x = [taped_value(bv) for bv in block.get_dependencies()]
+        if self._size is None:
+            return rule(x, given)
+        found = [rule(x, [value[k] for value in given]) for k in range(self._size)]
+        return [np.stack(list(results)) for results in zip(*found, strict=True)]
 
     def _like(self, value: Any, like: Any) -> Any:
         if self._size is None:
