@@ -1,6 +1,7 @@
 """Run all benchmarks: ``python -m benchmarks``."""
 
-from benchmarks import blocks, jacobians
+from benchmarks import blocks, inside, jacobians
 
 blocks.main()
 jacobians.main()
+inside.main()

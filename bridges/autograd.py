@@ -16,6 +16,7 @@ from autograd.core import vspace
 from autograd.extend import defjvp_argnums, defvjp_argnums, primitive
 from autograd.tracer import Box, getval, isbox
 
+from bridges.autograd_inside import as_autograd
 from bridges.autograd_points import point_map
 from bridges.autograd_rules import function_named
 from bridges.autograd_tracing import Cotangent, Tangent, aval_of, backward, fitted, trace
@@ -146,4 +147,4 @@ class AutogradEngine(NumPyArrays):
 engine = AutogradEngine()
 overload_autograd = functools.partial(overload, engine=engine)
 
-__all__ = ["AutogradEngine", "engine", "overload_autograd", "point_map"]
+__all__ = ["AutogradEngine", "as_autograd", "engine", "overload_autograd", "point_map"]

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bridges.jax_callbacks import inside_program, movable
+from bridges.jax_inside import as_jax
 from bridges.jax_programs import build, loop, seconds, work
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, Work
 from pyadjoint_utils.errors import ArgumentValueError
@@ -66,6 +68,8 @@ class JaxEngine(Engine):
                 return jnp.asarray(array)
         with jax.enable_x64(True):
             array = jax.dlpack.from_dlpack(source)
+            if inside_program():
+                array = jnp.asarray(movable(array))
             return array if dtype is None else array.astype(dtype)
 
     def to_numpy(self, array: Any) -> np.ndarray:
@@ -126,6 +130,8 @@ class JaxEngine(Engine):
 
         def call(x: Arrays, c: Arrays) -> Arrays:
             nonlocal scoped
+            if inside_program():
+                x, c = tuple([movable(a) for a in x]), tuple([movable(a) for a in c])
             if scoped is None:  # decided once: all calls have the same dtypes
                 scoped = _scoped(f) if any(a.dtype in _WIDE for a in (*x, *c)) else f
             return scoped(x, c)
@@ -217,3 +223,6 @@ def overload_jax(function: Callable[..., Any] | None = None, **options: Any) -> 
         11.0
     """
     return overload(function, engine, **options)
+
+
+__all__ = ["JaxEngine", "as_jax", "engine", "overload_jax"]

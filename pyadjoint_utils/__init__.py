@@ -64,12 +64,14 @@ from pyadjoint_utils.verification import Verification, taylor_test, taylor_to_di
 # Names that live in a bridge, and the engine that brings them; they are loaded at their first use.
 _IN_BRIDGES = {
     "overload_jax": "jax",
+    "as_jax": "jax",
     "overload_tensorflow": "tensorflow",
     "run_tensorflow_graph": "tensorflow",
     "get_params_feed_dict": "tensorflow",
     "overload_torch": "torch",
     "as_torch": "torch",
     "overload_autograd": "autograd",
+    "as_autograd": "autograd",
     "overload_onnx": "onnx",
     "point_map": "autograd",
 }

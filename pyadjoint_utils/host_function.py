@@ -186,9 +186,9 @@ class RulesFunction(HostFunction):
         leaves, n = self._batch_leaves(x, in_order), self._rules.dependencies
         if known is not None:
             return known(leaves[:n], leaves[n:])
-        one_pass = self._one_pass(in_order)
         results: Sequence[Any]
         try:
+            one_pass = self._one_pass(in_order)
             results = one_pass(leaves[:n], leaves[n:])
         except Exception as error:  # whatever an engine that cannot batch this function says
             results = super().run_batch(x, marks, size)

@@ -22,7 +22,7 @@ MODULES = sorted(
     for package in (pyadjoint_utils, bridges)
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
 )
-OPTIONAL = ("jax", "tensorflow", "torch", "onnx", "matplotlib")
+OPTIONAL = ("jax", "tensorflow", "torch", "onnx", "matplotlib", "optax")
 SYBIL = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], path=str(ROOT))
 
 

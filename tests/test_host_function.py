@@ -1,5 +1,7 @@
 """Functions from outside: values, derivatives of any order and batches, against closed forms."""
 
+import logging
+
 import numpy as np
 import pytest
 from pyadjoint import Block, get_working_tape
@@ -196,6 +198,21 @@ def test_third_derivatives_of_engines_are_right_and_of_others_refused():
         second.tangent((0,))
     with pytest.raises(NotDifferentiableError, match=r"Cube"):
         second.adjoint((0,), (0,))
+
+
+def test_a_function_that_its_engine_fails_to_batch_goes_one_by_one(monkeypatch, caplog):
+    def refuse(self, f, batched):
+        raise RuntimeError("this engine batches nothing")
+
+    monkeypatch.setattr(type(engine), "batch_of", refuse)
+    function, x = chain(), np.stack([X, 2 * X])
+    wanted = [np.stack(c) for c in zip(first(X, A), first(2 * X, A), strict=True)]
+    with caplog.at_level(logging.DEBUG, "pyadjoint_utils"):
+        for _ in range(2):
+            check(function.batched((True, False), 2)([x, A]), wanted)
+    said = [record.getMessage() for record in caplog.records]
+    # Said once for each of the three functions.
+    assert said == ["<lambda> goes through a batch one by one: this engine batches nothing"] * 3
 
 
 BATCHES = [(True, False), (False, True), (True, True)]
