@@ -4,6 +4,7 @@ Its companions: :mod:`bridges.tensorflow_checks` (what is refused), :mod:`bridge
 names) and :mod:`bridges.tensorflow_graphs` (TensorFlow 1 graphs and sessions).
 """
 
+import concurrent.futures
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import tensorflow as tf
 from bridges.tensorflow_checks import building, check_graph, nested, refuse_variables
 from bridges.tensorflow_functions import function_named
 from bridges.tensorflow_graphs import get_params_feed_dict, run_tensorflow_graph
+from bridges.tensorflow_inside import as_tensorflow
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, Work
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
 from pyadjoint_utils.overloading import overload
@@ -120,7 +122,7 @@ class TensorFlowEngine(Engine):
             key = tuple([(tuple(a.shape), a.dtype) for a in arrays])
             program = programs.get(key)
             if program is None:
-                program = programs[key] = _traced(f, len(x), arrays)
+                program = programs[key] = _alone(_traced, f, len(x), arrays)
             return tuple(program(arrays))
 
         return call
@@ -229,6 +231,12 @@ def _inlined(f: Map, x: Arrays, c: Arrays) -> Arrays:
             "'with graph.as_default()', or run the graph with run_tensorflow_graph."
         )
     return f(x, c)
+
+
+def _alone(f: Callable[..., Any], *args: Any) -> Any:
+    """Call in a thread of its own: a ForwardAccumulator that is active around a trace makes its gradients wrong."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(f, *args).result()
 
 
 def _traced(f: Map, n: int, arrays: Arrays) -> Callable[[Sequence[Any]], list[Any]]:
@@ -345,4 +353,11 @@ def overload_tensorflow(function: Callable[..., Any] | None = None, **options: A
 
 engine = TensorFlowEngine()
 
-__all__ = ["TensorFlowEngine", "engine", "get_params_feed_dict", "overload_tensorflow", "run_tensorflow_graph"]
+__all__ = [
+    "TensorFlowEngine",
+    "as_tensorflow",
+    "engine",
+    "get_params_feed_dict",
+    "overload_tensorflow",
+    "run_tensorflow_graph",
+]

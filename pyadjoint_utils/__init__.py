@@ -70,6 +70,7 @@ _IN_BRIDGES = {
     "get_params_feed_dict": "tensorflow",
     "overload_torch": "torch",
     "as_torch": "torch",
+    "as_tensorflow": "tensorflow",
     "overload_autograd": "autograd",
     "as_autograd": "autograd",
     "overload_onnx": "onnx",
