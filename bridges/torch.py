@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from bridges.torch_batches import batch_of, generic
 from bridges.torch_functions import FUNCTIONS
 from bridges.torch_inside import as_torch
-from bridges.torch_kernels import plain_kernels
+from bridges.torch_kernels import ONE_AT_A_TIME, plain_kernels
 from bridges.torch_modules import OverloadedModule, random_state, set_random_state
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
 from pyadjoint_utils.errors import (
@@ -414,7 +414,8 @@ class TorchEngine(Engine):
         """Return a module's trainable parameters, tied ones once, as a dict from name to a detached copy."""
         if not isinstance(model, torch.nn.Module):
             return None
-        return {name: self.copy(p) for name, p in model.named_parameters() if p.requires_grad}
+        with ONE_AT_A_TIME:
+            return {name: self.copy(p) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def overload_torch(function: Callable[..., Any] | None = None, **options: Any) -> Any:

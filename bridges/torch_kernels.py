@@ -1,6 +1,7 @@
 """Plain kernels in the place of PyTorch's fused ones, for maps that are differentiated more than once."""
 
 import contextlib
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,10 @@ import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+
+# What torch has once in a process, for all threads: which kernels it takes, the state of its random generator, and the
+# tensors in a module, which a call replaces.
+ONE_AT_A_TIME = threading.RLock()
 
 
 class _PlainNorms(TorchFunctionMode):
@@ -78,5 +83,5 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
 @contextlib.contextmanager
 def plain_kernels() -> Any:
     """Kernels that torch differentiates to any order; its fused attention it does only once, and not forward."""
-    with sdpa_kernel(SDPBackend.MATH), _PlainNorms():
+    with ONE_AT_A_TIME, sdpa_kernel(SDPBackend.MATH), _PlainNorms():
         yield

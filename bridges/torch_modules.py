@@ -1,11 +1,13 @@
 """Modules of PyTorch as functions of their parameters, replayed as they were recorded."""
 
+import functools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
+from bridges.torch_kernels import ONE_AT_A_TIME
 from pyadjoint_utils.engine import Engine
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
 from pyadjoint_utils.overloading import Overloaded
@@ -35,9 +37,19 @@ class _Recording(threading.local):
 _recording = _Recording()
 
 
+def _one_at_a_time(f: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(f)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with ONE_AT_A_TIME:
+            return f(*args, **kwargs)
+
+    return call
+
+
 def _replayed(module: torch.nn.Module) -> Callable[..., Any]:
     """A module as a function of its parameters without side effects."""
 
+    @_one_at_a_time
     def run(params: Any, *args: Any, _state: Any = None, **kwargs: Any) -> Any:
         places = _places(module)
         if _state is None:  # a plain call in the user's own graph, or inside another overloaded function
@@ -112,6 +124,7 @@ class OverloadedModule(Overloaded):
         super().__init__(_replayed(module), engine, **options)
         self.module = module
 
+    @_one_at_a_time
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         engine, module = self.engine, self.module
         if not isinstance(params, dict):

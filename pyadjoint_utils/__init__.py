@@ -7,7 +7,6 @@ from pyadjoint import (
     AdjFloat,
     Block,
     OverloadedType,
-    annotate_tape,
     continue_annotation,
     create_overloaded_object,
     get_working_tape,
@@ -16,6 +15,7 @@ from pyadjoint import (
     stop_annotating,
 )
 
+from pyadjoint_utils.annotation import annotate_tape
 from pyadjoint_utils.black_box import overload_numpy
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.control import Control

@@ -29,6 +29,7 @@ class EngineBlock(Block):
     """
 
     __slots__ = ("constants", "rules")
+    any_thread = True
 
     def __init__(self, rules: Rules, dependencies: list[Any], constants: Arrays) -> None:
         super().__init__()

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyadjoint import AdjFloat
-from pyadjoint.tape import no_annotations
 
 from pyadjoint_utils.control import checked_value
 from pyadjoint_utils.description import description
@@ -18,7 +17,7 @@ from pyadjoint_utils.program import Program
 from pyadjoint_utils.reduced import ReducedFunction, _result
 from pyadjoint_utils.repetitions import TURNS
 from pyadjoint_utils.segments import Budget, OverBudget
-from pyadjoint_utils.tapes import state_of
+from pyadjoint_utils.tapes import alone, state_of
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import as_float, bare
 
@@ -162,7 +161,7 @@ class CompiledFunction(ReducedFunction):
         inputs, outputs = ([_said(v) for v in values] for values in (self._controls, self._outputs))
         return description(self._current().policy, inputs, outputs)
 
-    @no_annotations
+    @alone
     def __call__(self, values: Any, inputs: Any = None) -> Any:
         given = self._checked(values, self._controls, "controls")
         self.eval_cb_pre(self._controls.delist(given))
@@ -180,7 +179,7 @@ class CompiledFunction(ReducedFunction):
         self._expect([bare(self._unit_seed())])
         return super().value_and_derivative(values, inputs)
 
-    @no_annotations
+    @alone
     def jac_action(self, m_dot: Any) -> Any:
         directions = self._checked(m_dot, self._controls, "directions")
         values = self._values()
@@ -194,6 +193,7 @@ class CompiledFunction(ReducedFunction):
 
     def _at(self, point: Sequence[Any], updates: dict[Any, Any]) -> Standing:
         plan = self._plan_with(updates)
+        plan.claim()
         others = plan.sources[len(self._variables) :]
         policy = self._policies.get(frozenset(others))
         if policy is None:

@@ -3,9 +3,10 @@
 from typing import Any
 
 import numpy as np
-from pyadjoint import AdjFloat, Block, annotate_tape, get_working_tape
+from pyadjoint import AdjFloat, Block, get_working_tape
 from pyadjoint.overloaded_type import OverloadedType
 
+from pyadjoint_utils.annotation import annotate_tape, claim, thread_number
 from pyadjoint_utils.block import add_adjoint, add_hessian
 from pyadjoint_utils.engine import Aval, Engine, convert, get_engine
 from pyadjoint_utils.errors import ArgumentTypeError
@@ -16,6 +17,8 @@ from pyadjoint_utils.variable import Variable, as_float, checkpoint_of, entered
 
 class ConversionBlock(Block):
     """The identity, from one owner of the data to another."""
+
+    any_thread = True
 
     def __init__(self, source: OverloadedType) -> None:
         super().__init__()
@@ -74,6 +77,8 @@ def converted_to(value: Any, aval: Aval, engine: Engine) -> ndarray:
 
 def _record(source: Any, target: OverloadedType) -> Any:
     if isinstance(source, OverloadedType) and annotate_tape():
+        if isinstance(source, AdjFloat) or isinstance(target, AdjFloat):
+            claim("An AdjFloat")
         target.create_block_variable()
         connect(source, target)
     return target
@@ -87,6 +92,8 @@ def connect(source: Any, target: Any) -> None:
     block = ConversionBlock(source)
     tape.add_block(block)
     block.add_output(target.block_variable)
+    if isinstance(target, ndarray):
+        target._computed_in = thread_number()
 
 
 def copied(x: Any) -> ndarray:

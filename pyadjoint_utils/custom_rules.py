@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from pyadjoint import AdjFloat, annotate_tape, stop_annotating
+from pyadjoint import AdjFloat, stop_annotating
 from pyadjoint.overloaded_type import OverloadedType
 
 from pyadjoint_utils import trees
+from pyadjoint_utils.annotation import annotate_tape
 from pyadjoint_utils.captures import captured, check_captures
 from pyadjoint_utils.conversion import copied
 from pyadjoint_utils.engine import tracing_engine

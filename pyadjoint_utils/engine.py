@@ -9,6 +9,7 @@ Everything else (the Hessian piece, zeros, accumulation, the tape) is the core's
 import functools
 import importlib
 import operator
+import threading
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
@@ -302,6 +303,7 @@ _loaded: dict[str, Engine] = {}
 _owners: dict[type, Engine] = {}
 _strangers: set[type] = set()  # classes that are known to be no engine's
 _on_register: list[Callable[[Engine], None]] = []
+_registering = threading.RLock()
 
 
 def register_engine(engine: Engine) -> Engine:
@@ -317,13 +319,14 @@ def register_engine(engine: Engine) -> Engine:
         raise ArgumentTypeError(
             f"register_engine takes an instance of a subclass of pyadjoint_utils.Engine with a name; got {engine!r}."
         )
-    _loaded[engine.name] = engine
-    _strangers.clear()
-    if engine.holds == engine.name:
-        for cls in engine.array_types:
-            _owners[cls] = engine
-    for hook in _on_register:
-        hook(engine)
+    with _registering:
+        if engine.holds == engine.name:
+            for cls in engine.array_types:
+                _owners[cls] = engine
+        for hook in _on_register:
+            hook(engine)
+        _loaded[engine.name] = engine
+        _strangers.clear()
     return engine
 
 
@@ -415,13 +418,15 @@ def _find_owner(value: Any) -> Engine | None:
         if name not in _loaded and package.startswith(name):
             get_engine(name)
             return _owners.get(type(value))
-    _strangers.add(type(value))
-    return None
+    with _registering:  # another thread may have loaded the owner meanwhile
+        if type(value) not in _owners:
+            _strangers.add(type(value))
+    return _owners.get(type(value))
 
 
 def tracing_engine(leaf: Any) -> Engine | None:
     """Return the loaded engine that has a transformation running which this leaf belongs to, or None."""
-    return next((engine for engine in _loaded.values() if engine.is_tracer(leaf)), None)
+    return next((engine for engine in list(_loaded.values()) if engine.is_tracer(leaf)), None)
 
 
 def convert(value: Any, engine: Engine) -> Any:

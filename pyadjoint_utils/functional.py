@@ -5,10 +5,11 @@ from typing import Any
 
 import pyadjoint
 from pyadjoint.enlisting import Enlist
-from pyadjoint.tape import no_annotations, stop_annotating
+from pyadjoint.tape import stop_annotating
 
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
 from pyadjoint_utils.reduced import ReducedFunction, riesz
+from pyadjoint_utils.tapes import alone
 
 
 class ReducedFunctional(pyadjoint.ReducedFunctional):
@@ -64,7 +65,7 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
     def __repr__(self) -> str:
         return f"ReducedFunctional({self.functional!r}, controls={list(self.controls)!r})"
 
-    @no_annotations
+    @alone
     def __call__(self, values: Any, inputs: Any = None) -> Any:
         """Evaluate at control values; as :meth:`ReducedFunction.__call__`, times ``scale``."""
         given = self._function._checked(values, self._function._controls, "controls")
@@ -73,7 +74,7 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
         self.eval_cb_post(value, self.controls.delist(given))
         return value
 
-    @no_annotations
+    @alone
     def derivative(self, adj_input: Any = None, apply_riesz: bool = False) -> Any:
         """Return the derivative at the last evaluation's point; as :meth:`ReducedFunction.derivative`, times ``scale``."""
         values = list(Enlist(self._function._values()))
@@ -89,7 +90,7 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
             raise ArgumentValueError("derivative_cb_post must return the list of derivatives.")
         return self.controls.delist(list(derivatives))
 
-    @no_annotations
+    @alone
     def hessian(
         self, m_dot: Any, hessian_input: Any = None, evaluate_tlm: bool = True, apply_riesz: bool = False
     ) -> Any:
@@ -109,7 +110,7 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
         self.hessian_cb_post(self._function._output_checkpoint(), result, values)
         return result
 
-    @no_annotations
+    @alone
     def tlm(self, m_dot: Any) -> Any:
         """Return the derivative in a direction; as :meth:`ReducedFunction.tlm`, times ``scale``."""
         values = self._function._values()
@@ -118,22 +119,22 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
         self.tlm_cb_post(self._function._output_checkpoint(), result, values)
         return result
 
-    @no_annotations
+    @alone
     def jac_action(self, m_dot: Any) -> Any:
         """Return the derivative in a direction."""
         return self.tlm(m_dot)
 
-    @no_annotations
+    @alone
     def adj_jac_action(self, adj: Any) -> Any:
         """Return the derivative times a cotangent."""
         return self.derivative(adj)
 
-    @no_annotations
+    @alone
     def hess_action(self, m_dot: Any, adj: Any) -> Any:
         """Return the Hessian action times a cotangent."""
         return self._function.hess_action(m_dot, self._scaled_seed(adj))
 
-    @no_annotations
+    @alone
     def jac_matrix(self, m_jac: Any = None) -> Any:
         """Return the derivative as matrices; as :meth:`ReducedFunction.jac_matrix`, times ``scale``."""
         result = self._function.jac_matrix(m_jac)
@@ -141,7 +142,7 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
             return self._scaled(result)
         return self.controls.delist([self._scaled(block) for block in Enlist(result)])
 
-    @no_annotations
+    @alone
     def hess_matrix(self, adj: Any = None) -> Any:
         """Return the second derivatives as matrices; as :meth:`ReducedFunction.hess_matrix`, times ``scale``."""
         return self._function.hess_matrix(self._scaled_seed(adj))

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 from pyadjoint.overloaded_type import OverloadedType
-from pyadjoint.tape import annotate_tape, stop_annotating
+from pyadjoint.tape import stop_annotating
 
+from pyadjoint_utils.annotation import annotate_tape
 from pyadjoint_utils.captures import check_captures
 from pyadjoint_utils.engine import Engine
 from pyadjoint_utils.errors import ArgumentValueError, NotDifferentiableError

@@ -62,15 +62,14 @@ class Inside:
         self.arguments = tuple([_aval(*pair) for pair in zip(self.names, values, strict=True)])
         self.outputs = tuple([_output_aval(f"outputs[{k}]", y) for k, y in enumerate(self._outputs)])
         self.recorded = [self._own(*pair) for pair in zip(function._last_point(), self.arguments, strict=True)]
-        self._take(function, [value.block_variable for value in values])
+        self._take(function, function._variables)
 
     def _take(self, function: ReducedFunction, variables: list[Any]) -> None:
         """Keep the way from the arguments to the outputs, and what it starts from besides."""
         varied = [bv for bv, aval in zip(variables, self.arguments, strict=True) if aval.differentiable]
         others = [bv for bv in variables if bv not in varied]
         updates = {bv: value for bv, value in state_of(function.tape).updates.items() if bv not in variables}
-        outputs = [y.block_variable for y in self._outputs]
-        plan = Plan(function.tape, outputs, varied, [*others, *updates])
+        plan = Plan(function.tape, function._output_variables, varied, [*others, *updates])
         program = Program(plan)
         slots = dict(zip(plan.sources, program.sources, strict=True))
         constants = program.constants | {slots[bv]: bare(value) for bv, value in updates.items()}

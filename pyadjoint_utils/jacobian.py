@@ -29,12 +29,11 @@ class Jacobian:
 
     def __init__(self, plan: Plan, outputs: Sequence[Any], controls: Sequence[Any]) -> None:
         self.plan = plan
-        self.outputs = [value.block_variable for value in outputs]
-        self.controls = [value.block_variable for value in controls]
-        for bv in (*self.outputs, *self.controls):
-            if not isinstance(bv.output, (ndarray, AdjFloat)):
+        self.outputs, self.controls = plan.outputs, plan.controls
+        for value in (*outputs, *[c.control for c in controls]):
+            if not isinstance(value, (ndarray, AdjFloat)):
                 raise ArgumentTypeError(
-                    f"A Jacobian matrix has entries for arrays and AdjFloats; got {type(bv.output).__name__}. Use "
+                    f"A Jacobian matrix has entries for arrays and AdjFloats; got {type(value).__name__}. Use "
                     "jac_action and adj_jac_action."
                 )
         touched = {*plan.touched, *self.controls, *self.outputs}

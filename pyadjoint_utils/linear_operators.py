@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from pyadjoint_utils.flat import ReducedFunctionNumPy
 from pyadjoint_utils.hessian_matrix import hessian_of
 from pyadjoint_utils.jacobian import Jacobian
 from pyadjoint_utils.plan import aval_of
+from pyadjoint_utils.tapes import alone
 from pyadjoint_utils.values import flattened, ndarray, unflattened
 
 Rows = Sequence[np.ndarray]
 
 
+@alone
 def linear_operator(rf: Any, of: str, adj: Any) -> Any:
     """Return the operator where a function stands; see :meth:`ReducedFunction.linear_operator`."""
     if of not in ("jacobian", "hessian"):
@@ -45,16 +48,22 @@ def _jacobian(rf: Any) -> Any:
     rf._linearize()
     jacobian.check_holomorphic()
 
-    def here() -> Jacobian:
+    @alone
+    def matmat(rf: Any, x: np.ndarray) -> np.ndarray:
         rf._linearize()
-        return Jacobian(rf._plan, rf._outputs, rf._controls)
+        return _times(x, controls, Jacobian(rf._plan, rf._outputs, rf._controls).push)
+
+    @alone
+    def rmatmat(rf: Any, y: np.ndarray) -> np.ndarray:
+        rf._linearize()
+        return _times(y, outputs, Jacobian(rf._plan, rf._outputs, rf._controls).pull)
 
     return LinearOperator(
         flat.shape,
         matvec=lambda x: flat.jac_action(np.ravel(x)),
         rmatvec=lambda y: flat.adj_jac_action(np.ravel(y)),
-        matmat=lambda x: _times(x, controls, here().push),
-        rmatmat=lambda y: _times(y, outputs, here().pull),
+        matmat=partial(matmat, rf),
+        rmatmat=partial(rmatmat, rf),
         dtype=np.complex128 if kinds == {"c"} else np.float64,
     )
 
@@ -73,10 +82,12 @@ def _hessian(rf: Any, adj: Any) -> Any:
         results = Enlist(rf.hess_action(rf._controls.delist(values), seeds))
         return np.concatenate([flattened(v) if isinstance(v, ndarray) else np.array([float(v)]) for v in results])
 
-    def matmat(x: np.ndarray) -> np.ndarray:
+    @alone
+    def times(rf: Any, x: np.ndarray) -> np.ndarray:
         rf._linearize()
         return _times(x, avals, hessian_of(rf, seeds).times, parts=True)
 
+    matmat = partial(times, rf)
     return LinearOperator(
         (sum(sizes), sum(sizes)), matvec=matvec, rmatvec=matvec, matmat=matmat, rmatmat=matmat, dtype=np.float64
     )

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from pyadjoint import AdjFloat, annotate_tape
+from pyadjoint import AdjFloat
 from pyadjoint.adjfloat import _ops
 from pyadjoint.overloaded_type import OverloadedType
 
+from pyadjoint_utils.annotation import annotate_tape
 from pyadjoint_utils.engine import Engine, get_engine
 from pyadjoint_utils.errors import (
     ArgumentTypeError,

@@ -6,9 +6,10 @@ from functools import update_wrapper
 from typing import Any
 
 import numpy as np
-from pyadjoint import AdjFloat, annotate_tape
+from pyadjoint import AdjFloat
 from pyadjoint.overloaded_type import OverloadedType
 
+from pyadjoint_utils.annotation import annotate_tape, claim
 from pyadjoint_utils.arguments import Arguments, argument_path, hashable
 from pyadjoint_utils.captures import captured
 from pyadjoint_utils.engine import Arrays, Aval, Engine, convert, engine_names, get_engine, owner_of, tracing_engine
@@ -94,7 +95,7 @@ class Overloaded:
             except Exception as error:
                 self._explain_precision(error, plan, args, kwargs)
                 raise
-            self._prepared[plan] = prepared
+            prepared = self._prepared.setdefault(plan, prepared)  # of threads that are first at once, one wins
         else:
             outputs = prepared.run(values, constants)
         return prepared.wrapped(outputs, [leaves[i] for i in plan.taped], constants)
@@ -106,7 +107,8 @@ class Overloaded:
         engine, types = self.engine, self.engine.array_types
         # A buffer that somebody else can change is copied when a Block is going to keep it.
         # So is one that an engine that computes asynchronously may read later.
-        keep = annotate_tape() or engine.traces
+        recording = annotate_tape()
+        keep = recording or engine.traces
         static = self.arguments.static(args, kwargs)
         taped: list[int] = []
         constant: list[int] = []
@@ -129,6 +131,8 @@ class Overloaded:
                 values.append(value if type(value) in types else self._converted(leaf))
                 taped.append(i)
             elif isinstance(leaf, AdjFloat):
+                if recording:
+                    claim("An AdjFloat")
                 taped.append(i)
                 numbers.append(i)
                 values.append(leaf)

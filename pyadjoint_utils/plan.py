@@ -8,6 +8,7 @@ import numpy as np
 from pyadjoint import Block, Tape
 from pyadjoint.tape import stop_annotating
 
+from pyadjoint_utils.annotation import claim
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.engine import Aval
 from pyadjoint_utils.recorded import recorded_values
@@ -56,6 +57,7 @@ class Plan:
             if bv not in produced and bv not in self.sources:
                 seen[bv] = None
         self.boundary = list(zip(seen, recorded_values(tape, list(seen)), strict=True))
+        self._theirs = next(filter(None, map(_belongs_to_others, self.forward)), None)
 
     def depends(self, control: Any) -> bool:
         """Whether any output depends differentiably on a control."""
@@ -71,6 +73,11 @@ class Plan:
             [i for i, bv in enumerate(deps) if bv in passing and i in allowed],
             [k for k, bv in enumerate(outs) if bv in set(outputs)],
         )
+
+    def claim(self) -> None:
+        """Raise if the way has Blocks or values that cannot be used in this thread now."""
+        if self._theirs is not None:
+            claim(self._theirs)
 
     def reset(self) -> None:
         """Tell foreign Blocks, and what other packages keep on the tape, that a new evaluation begins."""
@@ -176,6 +183,14 @@ def second_adjoint_of(block: Block) -> None:
 def aval_of(bv: Any) -> Aval:
     """Shape and dtype of the value that a block variable stands for."""
     return bv.aval if type(bv) is Variable else Aval((), np.dtype(np.float64))
+
+
+def _belongs_to_others(block: Block) -> str | None:
+    """What a Block has that belongs to one thread at a time, for messages."""
+    if not getattr(block, "any_thread", False):
+        return f"A {type(block).__name__}"
+    strangers = [bv for bv in (*block.get_dependencies(), *block.get_outputs()) if type(bv) is not Variable]
+    return f"An {type(strangers[0].output).__name__}" if strangers else None
 
 
 def _all(block: Block) -> tuple[list[Any], list[Any]]:

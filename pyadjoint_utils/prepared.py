@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pyadjoint import Block, annotate_tape
+from pyadjoint import Block
 
+from pyadjoint_utils.annotation import annotate_tape
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.captures import check_captures
 from pyadjoint_utils.engine import Arrays, Aval, get_engine
@@ -69,6 +70,7 @@ class Prepared:
                 RUNNING.engines.pop()
                 RUNNING.names.pop()
             outputs, self.out_structure = engine.flatten(result)
+            RUNNING.structure = self.out_structure
             return tuple([self._output(k, leaf) for k, leaf in enumerate(outputs)])
 
         function = flat
@@ -103,7 +105,7 @@ class Prepared:
         )
 
     def run(self, values: Arrays, constants: Arrays) -> Arrays:
-        rules = self.rules
+        rules, RUNNING.structure = self.rules, None
         outputs = rules.value((), (*values, *constants))
         if not rules.outputs:
             if not outputs:
@@ -129,7 +131,9 @@ class Prepared:
         results = [ndarray(y, holder) for y in outputs]
         if taped and annotate_tape():
             record(self.rules, taped, constants, results)
-        return self.engine.unflatten(self.out_structure, results)
+        # A compiled function does not run again; one that does run may run in other threads too.
+        structure = self.out_structure if RUNNING.structure is None else RUNNING.structure
+        return self.engine.unflatten(structure, results)
 
 
 def record(rules: Rules, dependencies: list[Any], constants: Arrays, outputs: Sequence[ndarray]) -> None:

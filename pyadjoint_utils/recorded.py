@@ -47,6 +47,7 @@ def taped_value(bv: Any) -> Any:
     """Return a value with which a variable that stands at the record can be recorded again."""
     if type(bv) is not Variable:
         return bv.output
+    bv.check_thread()
     value = ndarray(bv._checkpoint, bv.engine)
     value.block_variable = bv
     return value

@@ -9,7 +9,6 @@ from pyadjoint import AdjFloat
 from pyadjoint.enlisting import Enlist
 from pyadjoint.overloaded_type import OverloadedType
 from pyadjoint.reduced_functional import AbstractReducedFunctional
-from pyadjoint.tape import no_annotations
 
 from pyadjoint_utils.control import Control, checked_value
 from pyadjoint_utils.errors import (
@@ -20,7 +19,7 @@ from pyadjoint_utils.errors import (
 )
 from pyadjoint_utils.plan import Plan
 from pyadjoint_utils.program_tape import ProgramTape
-from pyadjoint_utils.tapes import STALE, state_of, working_tape
+from pyadjoint_utils.tapes import STALE, alone, state_of, working_tape
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import as_float, move
 
@@ -104,8 +103,9 @@ class ReducedFunction(AbstractReducedFunctional):
             raise ArgumentValueError("A reduced function needs at least one control.")
         if isinstance(self.tape, ProgramTape):
             self._controls[:] = [Control(self.tape.local(c.control), c.riesz_map) for c in self._controls]
-        self._check_recorded()
         self._variables = [value.block_variable for value in (*self._controls, *self._inputs)]
+        self._output_variables = [y.block_variable for y in self._outputs]
+        self._check_recorded()
         if len(set(self._variables)) != len(self._variables):
             raise ArgumentValueError("The same value stands twice among controls and inputs; name it once.")
         self.eval_cb_pre, self.eval_cb_post = eval_cb_pre, eval_cb_post
@@ -134,7 +134,7 @@ class ReducedFunction(AbstractReducedFunctional):
     def outputs(self) -> list[Any]:
         return self._outputs
 
-    @no_annotations
+    @alone
     def __call__(self, values: Any, inputs: Any = None) -> Any:
         """Evaluate at control values.
 
@@ -155,12 +155,12 @@ class ReducedFunction(AbstractReducedFunctional):
         point = [value._ad_create_checkpoint() for value in given]
         point += self._input_point(inputs)
         self._evaluate(point, dict(state_of(self.tape).updates))
-        results = [output.block_variable.saved_output for output in self._outputs]
+        results = [bv.saved_output for bv in self._output_variables]
         outputs = self._outputs.delist(results)
         self.eval_cb_post(outputs, self._controls.delist(given))
         return outputs
 
-    @no_annotations
+    @alone
     def jac_action(self, m_dot: Any) -> Any:
         """Return ``J m_dot``, the derivative of the outputs in a direction of the controls.
 
@@ -175,13 +175,15 @@ class ReducedFunction(AbstractReducedFunctional):
         self.jac_action_cb_pre(values, self._controls.delist(directions))
         self._linearize()
         self._tangent(directions)
-        results = [_result(output, output.block_variable.tlm_value) for output in self._outputs]
+        results = [
+            _result(output, bv.tlm_value) for output, bv in zip(self._outputs, self._output_variables, strict=True)
+        ]
         self._plan.clear("tlm_value")
         result = self._outputs.delist(results)
         self.jac_action_cb_post(self._output_values(), result, values)
         return result
 
-    @no_annotations
+    @alone
     def adj_jac_action(self, adj: Any) -> Any:
         """Return ``J^H adj`` under ``Re<a, b>``, the adjoint of :meth:`jac_action`.
 
@@ -198,7 +200,7 @@ class ReducedFunction(AbstractReducedFunctional):
         self.adj_jac_action_cb_post(self._output_values(), result, values)
         return result
 
-    @no_annotations
+    @alone
     def hess_action(self, m_dot: Any, adj: Any) -> Any:
         """Return the derivative of ``J^H adj`` in a direction of the controls.
 
@@ -217,7 +219,7 @@ class ReducedFunction(AbstractReducedFunctional):
         self.hess_action_cb_post(self._output_values(), result, values)
         return result
 
-    @no_annotations
+    @alone
     def jac_matrix(self, m_jac: Any = None) -> Any:
         """Return the Jacobian as matrices, many directions in one sweep.
 
@@ -246,7 +248,7 @@ class ReducedFunction(AbstractReducedFunctional):
 
         return jacobian_matrix(self, m_jac)
 
-    @no_annotations
+    @alone
     def hess_matrix(self, adj: Any = None) -> Any:
         """Return all second derivatives of ``<adj, self>`` as matrices, many directions in one sweep.
 
@@ -339,7 +341,7 @@ class ReducedFunction(AbstractReducedFunctional):
 
     # The names that Pyadjoint's solvers use ------------------------------------------------------------------------------
 
-    @no_annotations
+    @alone
     def derivative(self, adj_input: Any = None, apply_riesz: bool = False) -> Any:
         """Return ``J^H adj_input``; the gradient of a single real scalar output where nothing is given.
 
@@ -352,12 +354,12 @@ class ReducedFunction(AbstractReducedFunctional):
             result = Enlist([riesz(c, value) for c, value in zip(self._controls, result, strict=True)])
         return self._controls.delist(list(result))
 
-    @no_annotations
+    @alone
     def tlm(self, m_dot: Any) -> Any:
         """Return ``J m_dot``."""
         return self.jac_action(m_dot)
 
-    @no_annotations
+    @alone
     def hessian(
         self, m_dot: Any, hessian_input: Any = None, evaluate_tlm: bool = True, apply_riesz: bool = False
     ) -> Any:
@@ -394,23 +396,29 @@ class ReducedFunction(AbstractReducedFunctional):
     def _plan_with(self, updates: dict[Any, Any]) -> Plan:
         """The plan on which controls, inputs and the variables that were given other values vary."""
         controls = [c.block_variable for c in self._controls]
-        inputs = [i.block_variable for i in self._inputs]
+        inputs = self._variables[len(controls) :]
         known = set(self._variables)
         others = frozenset(bv for bv in updates if bv not in known)
         plan = self._plans.get(others)
         if plan is None:
-            outputs = [y.block_variable for y in self._outputs]
-            plan = self._plans[others] = Plan(self.tape, outputs, controls, [*inputs, *others])
+            plan = self._plans[others] = Plan(self.tape, self._output_variables, controls, [*inputs, *others])
         return plan
 
     def _check_recorded(self) -> None:
-        for output in self._outputs:
-            _ = output.block_variable  # what is recorded when it is needed is needed now
-        known = {control.block_variable for control in self._controls}
+        known: set[Any] = set()
         for block in self.tape.get_blocks():
             known.update(block.get_outputs(), block.get_dependencies())
-        for k, output in enumerate(self._outputs):
-            if output.block_variable not in known:
+        for variable, given in zip(self._variables, (*self._controls, *self._inputs), strict=True):
+            value = getattr(given, "control", given)
+            if isinstance(value, ndarray) and variable not in known and not known.isdisjoint(value._all_variables()):
+                raise StaleTapeError(
+                    "A control or an input stands for its value in another thread than the one that recorded the tape, so "
+                    "that the derivative would be zero. Make Control(x), and the reduced function, in the thread that "
+                    "records; any thread may call it."
+                )
+        known.update(self._variables[: len(self._controls)])
+        for k, bv in enumerate(self._output_variables):
+            if bv not in known:
                 raise StaleTapeError(
                     f"outputs[{k}] was not recorded on this tape, so that its derivative would be zero. Compute it while "
                     "annotation is on and this tape is the working tape, or name the tape that it was recorded on (tape=)."
@@ -432,6 +440,7 @@ class ReducedFunction(AbstractReducedFunctional):
     def _evaluate(self, point: list[Any], updates: dict[Any, Any]) -> None:
         """Bring the tape to a point; after an exception it is where it was, and marked stale."""
         state, plan = state_of(self.tape), self._plan_with(updates)
+        plan.claim()
         variables = self._variables
         previous = [bv._checkpoint for bv in variables]
         state.owner = STALE
@@ -464,6 +473,7 @@ class ReducedFunction(AbstractReducedFunctional):
     def _linearize(self) -> None:
         """Make sure that the tape's values are those of this function's last evaluation."""
         state = state_of(self.tape)
+        self._plan.claim()
         point = self._last_point()
         variables = self._variables
         mine = state.owner is self or (state.owner is None and self._point is None)
@@ -509,9 +519,9 @@ class ReducedFunction(AbstractReducedFunctional):
 
     def _seed(self, seeds: list[Any], kind: str) -> None:
         add = "add_adj_output" if kind == "adj_value" else "add_hessian_output"
-        for output, seed in zip(self._outputs, seeds, strict=True):
+        for bv, seed in zip(self._output_variables, seeds, strict=True):
             if seed is not None:
-                getattr(output.block_variable, add)(_seed(seed))
+                getattr(bv, add)(_seed(seed))
 
     def _unit_seed(self) -> float:
         """The seed of a gradient, which only a real scalar has."""
@@ -559,10 +569,10 @@ class ReducedFunction(AbstractReducedFunctional):
 
     def _output_checkpoint(self) -> Any:
         """The first output's value as the tape stores it."""
-        return self._outputs[0].block_variable.checkpoint
+        return self._output_variables[0].checkpoint
 
     def _output_values(self) -> Any:
-        return self._outputs.delist([y.block_variable.saved_output for y in self._outputs])
+        return self._outputs.delist([bv.saved_output for bv in self._output_variables])
 
 
 _OF = {

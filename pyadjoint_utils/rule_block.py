@@ -39,6 +39,8 @@ class RuleBlock(Block):
         dependencies: the taped arguments.
     """
 
+    any_thread = True
+
     __slots__ = ("rules",)
 
     def __init__(self, rules: CustomRules, dependencies: Values) -> None:

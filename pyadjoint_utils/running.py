@@ -1,6 +1,7 @@
 """Which engines run an overloaded function; eager engines have no tracers that would tell."""
 
 import threading
+from typing import Any
 
 from pyadjoint_utils.engine import Engine
 
@@ -11,6 +12,7 @@ class _Running(threading.local):
     def __init__(self) -> None:
         self.engines: list[Engine] = []
         self.names: list[str] = []
+        self.structure: Any = None  # of what the last run of a user's function returned
 
 
 RUNNING = _Running()

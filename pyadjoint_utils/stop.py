@@ -3,9 +3,10 @@
 import functools
 from typing import Any
 
-from pyadjoint import AdjFloat, annotate_tape
+from pyadjoint import AdjFloat
 
 from pyadjoint_utils import trees
+from pyadjoint_utils.annotation import annotate_tape
 from pyadjoint_utils.conversion import to_adjfloat
 from pyadjoint_utils.engine import Engine, get_engine, tracing_engine
 from pyadjoint_utils.errors import ArgumentTypeError

@@ -5,10 +5,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from pyadjoint import annotate_tape, get_working_tape
+from pyadjoint import get_working_tape
 from pyadjoint.tape import stop_annotating
 
 from pyadjoint_utils import batched
+from pyadjoint_utils.annotation import annotate_tape
 from pyadjoint_utils.errors import NotDifferentiableError
 from pyadjoint_utils.leaves import Seeds, result_like
 from pyadjoint_utils.plan import Plan

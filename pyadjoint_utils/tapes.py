@@ -1,14 +1,16 @@
 """The tape, and what this project keeps beside it."""
 
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pyadjoint
-from pyadjoint import annotate_tape, continue_annotation, get_working_tape, pause_annotation
+from pyadjoint import continue_annotation, get_working_tape, pause_annotation, stop_annotating
 from pyadjoint.tape import TapePackageData
 
+from pyadjoint_utils.annotation import annotate_tape, claim
 from pyadjoint_utils.errors import StaleTapeError, UnsupportedError
 
 _KEY = "pyadjoint_utils"
@@ -25,6 +27,16 @@ class Tape(pyadjoint.Tape):
     """
 
     __slots__ = ()
+
+    def add_block(self, block: pyadjoint.Block) -> int:
+        """Add a Block at the end and return its index.
+
+        Raises:
+            UnsupportedError: it is a Block of another package while another thread records.
+        """
+        if not getattr(block, "any_thread", False):
+            claim(f"A {type(block).__name__}")
+        return super().add_block(block)
 
     def add_to_checkpointable_state(self, block_var: Any, last_used: int) -> None:
         """Nothing to do: a plan finds out what a time step needs, in linear time and for its own controls."""
@@ -58,6 +70,7 @@ class TapeState(TapePackageData):
         self.owner: Any = None
         self.updates: dict[Any, Any] = {}
         self.lock = threading.RLock()
+        self.turn = threading.RLock()  # of the thread whose evaluation or derivative is under way
 
     def update(self, variable: Any) -> None:
         """Take note that a variable was given another value, which the rest of the tape does not follow yet."""
@@ -99,8 +112,28 @@ def state_of(tape: pyadjoint.Tape) -> TapeState:
         raise _no_schedules()
     state = tape._package_data.get(_KEY)
     if state is None:
-        state = tape._package_data[_KEY] = TapeState()
+        state = tape._package_data.setdefault(_KEY, TapeState())
     return state
+
+
+def alone(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function of something with a ``tape`` run without annotation, and refuse other threads on it meanwhile."""
+
+    @functools.wraps(method)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        turn = state_of(self.tape).turn
+        if not turn.acquire(blocking=False):
+            raise StaleTapeError(
+                "Another thread evaluates or differentiates on this tape right now: the values on it would be a mixture of "
+                "two points. Record a tape in each thread, or let the threads take turns."
+            )
+        try:
+            with stop_annotating():
+                return method(self, *args, **kwargs)
+        finally:
+            turn.release()
+
+    return run
 
 
 def working_tape(tape: pyadjoint.Tape | None) -> pyadjoint.Tape:

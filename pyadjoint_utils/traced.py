@@ -12,11 +12,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from pyadjoint import AdjFloat, annotate_tape, get_working_tape
+from pyadjoint import AdjFloat, get_working_tape
 from pyadjoint.overloaded_type import OverloadedType
 from pyadjoint.tape import stop_annotating
 
 from pyadjoint_utils import trees
+from pyadjoint_utils.annotation import annotate_tape
 from pyadjoint_utils.control import Control
 from pyadjoint_utils.conversion import connect, copied
 from pyadjoint_utils.engine import Aval

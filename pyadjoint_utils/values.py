@@ -1,15 +1,17 @@
 """The value on the tape: one overloaded type that holds the array of whichever engine made it."""
 
 import logging
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from pyadjoint import AdjFloat, annotate_tape
+from pyadjoint import AdjFloat
 from pyadjoint.overloaded_type import OverloadedType, register_overloaded_type
 
 from pyadjoint_utils import engine as engines
+from pyadjoint_utils.annotation import annotate_tape, thread_number
 from pyadjoint_utils.engine import Aval, Engine, convert, owner_of
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, ImmutableError, StaleTapeError
 from pyadjoint_utils.numpy_functions import ArrayFunctions
@@ -17,6 +19,7 @@ from pyadjoint_utils.variable import WRAPPERS, Variable, entered
 
 _log = logging.getLogger(__name__)
 _left_tape: set[str] = set()
+_making = threading.RLock()
 
 
 class ndarray(ArrayFunctions, OverloadedType):
@@ -37,6 +40,9 @@ class ndarray(ArrayFunctions, OverloadedType):
     """
 
     _deferred: Callable[[], Variable] | None = None
+    # The nodes of other threads' tapes, by the threads' numbers; never changed in place.
+    _elsewhere: dict[int, weakref.ref[Variable]] = {}  # noqa: RUF012
+    _computed_in: int | None = None  # the number of the thread that recorded the computation of this value
 
     def __init__(self, value: Any, engine: Engine | None = None) -> None:
         owner = engine or owner_of(value)
@@ -178,13 +184,37 @@ class ndarray(ArrayFunctions, OverloadedType):
 
     @property
     def block_variable(self) -> Variable:
-        """The node of the tape that stands for this value; made when it is first asked for."""
+        """The node of this thread's tapes that stands for the value; made when it is first asked for."""
         variable = self._block_variable()
-        return self.create_block_variable() if variable is None else variable
+        if variable is not None and (variable.thread == thread_number() or self._computed_in is not None):
+            return variable
+        if self._deferred is not None:
+            return self.create_block_variable()
+        with _making:  # two threads may ask for the first time at once
+            return self._own_variable()
 
     @block_variable.setter
     def block_variable(self, variable: Variable) -> None:
         self._variable = weakref.ref(variable)
+
+    def _own_variable(self) -> Variable:
+        here, others = thread_number(), self._elsewhere
+        own = others[here]() if here in others else None
+        variable = self._block_variable() if own is None else own
+        if variable is None:
+            variable = self._new_variable()
+            if self._computed_in is not None:  # on a tape that is gone; to other threads it is no constant still
+                variable.thread = self._computed_in
+        elif variable.thread != here and self._computed_in is None:
+            # A value that no Block computed may be a constant or a control of several threads, on a tape of each.
+            variable = Variable(self._value, self._engine)
+            self._elsewhere = {**others, here: weakref.ref(variable)}
+        return variable
+
+    def _all_variables(self) -> list[Variable]:
+        """The nodes that stand for the value in any thread."""
+        found = [ref() for ref in (self._variable, *self._elsewhere.values()) if ref is not None]
+        return [variable for variable in found if variable is not None]
 
     def _block_variable(self) -> Variable | None:
         return None if self._variable is None else self._variable()
@@ -194,9 +224,14 @@ class ndarray(ArrayFunctions, OverloadedType):
         self._variable, self._deferred = None, recording
 
     def clear_block_variable(self) -> None:
-        self._variable = self._deferred = None
+        self._variable, self._deferred, self._elsewhere, self._computed_in = None, None, {}, None
 
     def create_block_variable(self) -> Variable:
+        """Make the node that stands for the value as the output of a Block."""
+        self._computed_in = thread_number()
+        return self._new_variable()
+
+    def _new_variable(self) -> Variable:
         variable = Variable(self._value, self._engine) if self._deferred is None else self._deferred()
         self._deferred = None
         self._variable = weakref.ref(variable)

@@ -6,6 +6,7 @@ import numpy as np
 from pyadjoint import AdjFloat
 from pyadjoint.block_variable import BlockVariable
 
+from pyadjoint_utils.annotation import thread_number
 from pyadjoint_utils.engine import Aval, Engine, convert, owner_of
 from pyadjoint_utils.errors import StaleTapeError
 
@@ -25,6 +26,7 @@ class Variable(BlockVariable):
     Attributes:
         moved: whether the checkpoint was overwritten since the program ran.
         kept: the recorded value of a moved variable that no Block computes again.
+        thread: the number of the thread that records with it; an attribute of its own where that is not the first one.
     """
 
     # Defaults of what few variables change: an attribute of every variable would cost time and memory.
@@ -32,6 +34,7 @@ class Variable(BlockVariable):
     is_functional_dependency = False
     last_use = -1
     kept: Any = None
+    thread = 0
     _aval: Aval | None = None
     _conversions: dict[str, tuple[Any, Any]] | None = None
 
@@ -46,6 +49,8 @@ class Variable(BlockVariable):
         self.is_control_dependent = False
         self.creation_timestep = -1
         self.moved = False
+        if here := thread_number():
+            self.thread = here
 
     @property
     def output(self) -> Any:
@@ -83,11 +88,21 @@ class Variable(BlockVariable):
         """Nothing to do: the value was kept from the beginning."""
 
     def will_add_as_dependency(self) -> None:
-        """Nothing to do: the value was kept from the beginning."""
+        """Nothing to save: the value was kept from the beginning."""
+        self.check_thread()
 
     def will_add_as_output(self) -> None:
         """Take note that a Block computes this variable."""
         self.creation_timestep = 0
+
+    def check_thread(self) -> None:
+        """Raise if another thread recorded the value: its derivative would not come through."""
+        if self.thread != thread_number():
+            raise StaleTapeError(
+                "A value that another thread recorded is used in this one, where nobody knows how it depends on the "
+                "controls: its derivative would be lost. Take its data, array(y.value), if it is a constant or a control "
+                "here; or go on computing with it in the thread that recorded it."
+            )
 
     def add_adj_output(self, val: Any) -> None:
         self.adj_value = accumulated(self.adj_value, val)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pyadjoint import annotate_tape, continue_annotation, pause_annotation
+from pyadjoint import continue_annotation, pause_annotation
 
+from pyadjoint_utils.annotation import annotate_tape
 from pyadjoint_utils.control import Control
 from pyadjoint_utils.conversion import to_numpy
 from pyadjoint_utils.drivers import compute_gradient
