@@ -15,9 +15,16 @@ from pyadjoint_utils import (
     array,
     compute_gradient,
     get_engine,
+    grad,
+    hessian,
+    hvp,
+    jacfwd,
+    jacrev,
+    linearize,
     push_tape,
     taylor_test,
     verify,
+    vjp,
 )
 
 all_engines = pytest.mark.parametrize("engine", engines.NAMES)
@@ -193,6 +200,45 @@ def test_recorded_derivatives_are_compiled_once(engine, compilations):
     first = compilations[engine]
     for seed in range(1, 4):
         use(seed)
+    assert compilations[engine] == first
+
+
+@all_engines
+def test_transformations_are_compiled_once(engine, compilations):
+    """In any nesting; the program itself is run by each call, its functions are not traced again."""
+    counted = Counted(engine)
+    f = lambda x: counted.f(x) * 2.0
+    vector = lambda x: np.exp(x) * counted.f(x)
+    uses = [
+        grad(f),
+        hessian(f),
+        jacfwd(grad(f)),
+        jacrev(vector),
+        lambda x: grad(lambda y: (grad(f)(y) ** 2).sum())(x),
+        lambda x: hvp(f, (x,), (x,)),
+        lambda x: linearize(vector, x)[1].batched(np.stack([x, x])),
+        lambda x: vjp(vector, x)[1](x),
+    ]
+    rng = np.random.default_rng(0)
+    first = None
+    for _ in range(3):
+        x = rng.standard_normal(3)
+        for use in uses:
+            use(x)
+        known = sum(compilations.values()), counted.runs if engine in ("jax", "tensorflow") else 0
+        first = first or known
+        assert known == first
+
+
+@all_engines
+def test_recorded_and_plain_sweeps_share_what_is_compiled(engine, compilations):
+    counted = Counted(engine)
+    x = array(np.ones(3))
+    gradient = grad(counted.f)(x)
+    first = compilations[engine]
+    assert first == 2  # the value and the adjoint
+    compute_gradient(counted.f(x), Control(x), record=True)
+    gradient.block_variable  # noqa: B018  # now the gradient is recorded as well
     assert compilations[engine] == first
 
 
