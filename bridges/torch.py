@@ -306,7 +306,8 @@ class TorchEngine(Engine):
                 # Inside of dual numbers of ours a transformation cannot make its own.
                 if forward is False or _level.locked():
                     return self._transposed(f, x, c, n)
-                y, dy = torch.func.jvp(lambda *x: f(x, c), tuple(x[:n]), tuple(x[n:]))
+                x = tuple([_disjoint(t) for t in x])
+                y, dy = torch.func.jvp(lambda *x: f(x, c), x[:n], x[n:])
                 return (*y, *dy)
             # Torch's forward formulas are not to be differentiated again: several drop a term then, without a word.
             # Its reverse ones are, so what is nested in an outer map is the transposed VJP.

@@ -141,6 +141,14 @@ def test_third_derivatives_in_many_orders_of_modes(engine):
         np.testing.assert_allclose(a(b(c(f)))(X).numpy(), expected, rtol=1e-10, atol=1e-12)
 
 
+@all_engines
+def test_hessian_of_a_sum(engine):
+    """The cotangent that a sum passes on may be one number for all entries."""
+    e = engines.namespace(engine)
+    sine, total = e.overload(lambda x: e.sin(x)), e.overload(lambda x: e.sum(x))
+    np.testing.assert_allclose(hessian(lambda x: total(sine(x)))(X).numpy(), np.diag(-np.sin(X)), atol=1e-12)
+
+
 def test_third_derivatives_through_four_engines():
     names = [name for name in engines.NAMES if engines.installed(name)]
     parts = [engines.namespace(name) for name in names]
