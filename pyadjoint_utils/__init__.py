@@ -37,6 +37,7 @@ from pyadjoint_utils.errors import (
     NotDifferentiableError,
     PyadjointUtilsError,
     RemovedOptionError,
+    ScheduleError,
     StaleTapeError,
     UnsupportedError,
 )
@@ -102,6 +103,7 @@ __all__ = [
     "ReducedFunctionNumPy",
     "ReducedFunctional",
     "RemovedOptionError",
+    "ScheduleError",
     "StaleTapeError",
     "Tape",
     "UnsupportedError",

@@ -31,7 +31,7 @@ def tangents(plan: Plan, directions: Directions) -> Directions:
     """
     values, cut = dict(directions), set(plan.sources)  # a source is cut off from what once computed it
     with plan.marks():
-        for block in plan.derivative:
+        for block in plan.ahead():
             given = [values.get(bv) for bv in block.get_dependencies()]
             if any(value is not None for value in given):
                 results = zip(block.get_outputs(), _forward(block, given), strict=True)
@@ -44,7 +44,7 @@ def adjoints(plan: Plan, seeds: Directions) -> Directions:
     """Pull cotangents of the outputs back; the counterpart of :func:`tangents`."""
     values, cut = dict(seeds), set(plan.sources)
     with plan.marks():
-        for block in reversed(plan.derivative):
+        for block in plan.back():
             given = [None if bv in cut else values.pop(bv, None) for bv in block.get_outputs()]
             if any(value is not None for value in given):
                 results = _backward(block, given, plan.dependent)
@@ -68,7 +68,7 @@ def second_adjoints(plan: Plan, directions: Directions, seeds: Directions) -> Di
     first, second = dict(seeds), Directions()
     cut = set(plan.sources)
     with plan.marks():
-        for block in reversed(plan.derivative):
+        for block in plan.back():
             deps, outputs = block.get_dependencies(), block.get_outputs()
             yb, dyb = [[None if bv in cut else values.pop(bv, None) for bv in outputs] for values in (first, second)]
             if any(value is not None for value in (*yb, *dyb)):

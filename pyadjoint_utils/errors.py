@@ -1,5 +1,7 @@
 """The exceptions of the project: one small tree, each also an instance of the built-in that fits."""
 
+from pyadjoint.checkpointing import CheckpointError
+
 
 class PyadjointUtilsError(Exception):
     """Base of every error that this project raises on purpose."""
@@ -31,6 +33,10 @@ class MissingEngineError(PyadjointUtilsError, ImportError):
 
 class StaleTapeError(PyadjointUtilsError, RuntimeError):
     """A value on the tape does not belong to the evaluation that asks for it."""
+
+
+class ScheduleError(PyadjointUtilsError, CheckpointError):
+    """A schedule and the time loop that was recorded under it do not fit."""
 
 
 class UnsupportedError(PyadjointUtilsError, NotImplementedError):

@@ -13,8 +13,9 @@ from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.engine import Aval
 from pyadjoint_utils.recorded import recorded_values
 from pyadjoint_utils.rule_block import RuleBlock
-from pyadjoint_utils.tapes import TapeState
-from pyadjoint_utils.variable import Variable
+from pyadjoint_utils.runs import Run, Steps
+from pyadjoint_utils.tapes import TapeState, schedule_of, state_of
+from pyadjoint_utils.variable import Variable, is_dropped, is_lost
 
 
 class Plan:
@@ -30,8 +31,11 @@ class Plan:
     def __init__(self, tape: Tape, outputs: Sequence[Any], controls: Sequence[Any], others: Sequence[Any] = ()) -> None:
         self.tape, self.outputs, self.controls = tape, list(outputs), list(controls)
         self.sources, self._varied = [*controls, *others], set(controls)
+        self.schedule = schedule_of(tape)
+        if self.schedule is not None:
+            self.schedule.finish(tape.get_blocks(), {*self.sources, *self.outputs})
         blocks = list(tape.get_blocks())
-        self.forward = _between(blocks, set(self.sources), set(outputs), _all)
+        self.forward = self._computed(blocks)
         self.derivative = _between(self.forward, set(controls), set(outputs), _differentiable)
         produced = {bv for block in self.forward for bv in block.get_outputs()}
         self.dependent = _dependent(self.derivative, set(controls), _differentiable)
@@ -58,6 +62,21 @@ class Plan:
                 seen[bv] = None
         self.boundary = list(zip(seen, recorded_values(tape, list(seen)), strict=True))
         self._theirs = next(filter(None, map(_belongs_to_others, self.forward)), None)
+        self._steps: Steps | None = None
+        if self.schedule is not None:
+            lasting = (*self.sources, *self.outputs, *seen)
+            self._steps = Steps(self.forward, self.derivative, lasting, self.schedule, tape.get_blocks())
+
+    def _computed(self, blocks: list[Block]) -> list[Block]:
+        """The Blocks that an evaluation runs: those that depend on a source, and those whose values a schedule let go."""
+        sources, needed, result = set(self.sources), set(self.outputs), []
+        varied = _dependent(blocks, sources, _all)
+        for block in reversed(blocks):
+            produced = [bv for bv in block.get_outputs() if bv in needed and bv not in sources]
+            if any(bv in varied or (self.schedule is not None and is_lost(bv)) for bv in produced):
+                needed.update(block.get_dependencies())
+                result.append(block)
+        return result[::-1]
 
     def depends(self, control: Any) -> bool:
         """Whether any output depends differentiably on a control."""
@@ -88,34 +107,111 @@ class Plan:
             if not isinstance(data, TapeState):
                 data.reset()
 
+    # The sweeps --------------------------------------------------------------------------------------------------------
+
     def recompute(self) -> None:
         """Evaluate: ``y = g(x)`` Block by Block."""
+        if self._steps is not None:
+            self._evaluated(self._steps)
+            return
+        self._take_boundary()
         with stop_annotating():
-            for block in self._sweep("Evaluating functional", self.forward):
-                kept = [(bv, bv._checkpoint) for bv in self._cut.get(block, ())]
-                block.recompute()
-                for bv, value in kept:
-                    bv._checkpoint = value
+            for block in self._sweep("Evaluating functional", self.forward, len(self.forward)):
+                self._compute(block)
 
-    def tangent(self) -> None:
-        """Propagate ``tlm_value`` of the controls to the outputs."""
+    def ahead(self, *, stored: bool = False) -> Iterable[Block]:
+        """Return the Blocks that a derivative passes, in order, each with its values in place where it is reached.
+
+        Under a schedule that is another evaluation, at the values that the sources have.
+
+        Args:
+            stored: whether the schedule stores tangents beside the values, for :meth:`back`.
+        """
+        if self._steps is None:
+            return self.derivative
+        run, passing = self._begun(self._steps, stored=stored), self._steps.passing
+        return (block for block in run.forward(self._compute) if block in passing)
+
+    def back(self, *, tangents: bool = False) -> Iterable[Block]:
+        """Return the Blocks that a derivative passes, backwards, each with its values in place where it is reached.
+
+        Under a schedule that concludes the last evaluation, or does all of it again if that was concluded before.
+
+        Args:
+            tangents: whether the tangents of the last evaluation are computed again as well.
+        """
+        if self._steps is None:
+            return self.derivative[::-1]
+        return self._concluded(self._steps).back(self._compute_with_tangent if tangents else self._compute)
+
+    def tangent(self, *, stored: bool = False) -> None:
+        """Propagate ``tlm_value`` of the controls to the outputs; ``stored`` as for :meth:`ahead`."""
         with stop_annotating(), self.marks():
-            for block in self._sweep("Evaluating TLM", self.derivative):
+            for block in self._sweep("Evaluating TLM", self.ahead(stored=stored), len(self.derivative)):
                 self._isolated(block, _tangent_of, ("tlm_value",))
 
     def adjoint(self) -> None:
         """Propagate ``adj_value`` of the outputs to the controls."""
         with stop_annotating(), self.marks():
-            for block in self._sweep("Evaluating adjoint", self.derivative[::-1]):
+            for block in self._sweep("Evaluating adjoint", self.back(), len(self.derivative)):
                 self._isolated(block, _adjoint_of, ("adj_value",))
                 self._consume(block, "adj_value")
 
     def second_adjoint(self) -> None:
-        """Propagate ``adj_value`` and ``hessian_value`` together, after :meth:`tangent`."""
+        """Propagate ``adj_value`` and ``hessian_value`` together, after :meth:`tangent`, stored."""
         with stop_annotating(), self.marks():
-            for block in self._sweep("Evaluating Hessian", self.derivative[::-1]):
+            for block in self._sweep("Evaluating Hessian", self.back(tangents=True), len(self.derivative)):
                 self._isolated(block, second_adjoint_of, ("adj_value", "hessian_value"))
                 self._consume(block, "adj_value", "hessian_value")
+
+    def _take_boundary(self) -> None:
+        for bv, value in self.boundary:
+            bv._checkpoint = value
+
+    def _begun(self, steps: Steps, *, stored: bool = False) -> Run:
+        """Begin another execution of the schedule."""
+        given = [(bv, bv._checkpoint, bv.tlm_value) for bv in self.sources]
+        steps.schedule.forget_record()
+        run = Run(steps, tangents=stored)
+        state_of(self.tape).start(run)
+        # What was let go may have been a value of the loop that this plan starts from.
+        for bv, value, tangent in given:
+            bv._checkpoint, bv.tlm_value = value, tangent
+        self._take_boundary()
+        return run
+
+    def _evaluated(self, steps: Steps) -> Run:
+        run = self._begun(steps)
+        with stop_annotating():
+            for _ in self._sweep("Evaluating functional", run.forward(self._compute), len(self.forward)):
+                pass
+        return run
+
+    def _concluded(self, steps: Steps) -> Run:
+        """Return a run at the end of its evaluation, which at first was the program itself."""
+        state = state_of(self.tape)
+        if state.owner is None and state.run is None:
+            recorder = steps.schedule.record_of(self.tape.get_blocks())
+            if recorder is not None and not any(is_dropped(bv) for bv in steps.lasting):
+                state.run = Run.of_the_record(steps, recorder)
+        run = state.run
+        return run if run is not None and run.steps is steps and run.ready else self._evaluated(steps)
+
+    def _compute(self, block: Block) -> None:
+        if block not in self._cut:
+            block.recompute()
+            return
+        kept = [(bv, bv._checkpoint) for bv in self._cut[block]]
+        block.recompute()
+        for bv, value in kept:
+            bv._checkpoint = value
+
+    def _compute_with_tangent(self, block: Block) -> None:
+        self._compute(block)
+        for bv in block.get_outputs():
+            if bv not in self._varied:
+                bv.tlm_value = None
+        self._isolated(block, _tangent_of, ("tlm_value",))
 
     def clear(self, *kinds: str) -> None:
         """Forget adjoint, tangent or Hessian values of every variable on the way."""
@@ -123,7 +219,7 @@ class Plan:
             for kind in kinds:
                 setattr(bv, kind, None)
 
-    def _sweep(self, title: str, blocks: list[Block]) -> Iterable[Block]:
+    def _sweep(self, title: str, blocks: Iterable[Block], length: int) -> Iterable[Block]:
         return self.tape._bar(title).iter(blocks)
 
     def _consume(self, block: Block, *kinds: str) -> None:

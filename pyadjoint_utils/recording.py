@@ -16,14 +16,14 @@ from pyadjoint.enlisting import Enlist
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.conversion import ConversionBlock, converted_like, converted_to
 from pyadjoint_utils.engine import Aval, get_engine
-from pyadjoint_utils.errors import NotDifferentiableError, StaleTapeError
+from pyadjoint_utils.errors import NotDifferentiableError, StaleTapeError, UnsupportedError
 from pyadjoint_utils.plan import Plan
 from pyadjoint_utils.prepared import record
 from pyadjoint_utils.recorded import stand_at_the_record, taped_value
 from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.rule_block import RuleBlock
 from pyadjoint_utils.rules import Rules
-from pyadjoint_utils.tapes import recording_on, state_of
+from pyadjoint_utils.tapes import recording_on, schedule_of, state_of
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import entered
 
@@ -48,6 +48,11 @@ def recorded_tangent(J: Any, m: Any, m_dot: Any, tape: pyadjoint.Tape | None) ->
 
 def _recording(rf: ReducedFunction) -> AbstractContextManager[Any]:
     """Annotation on the function's own tape; the sweep runs on the values that the program recorded."""
+    if schedule_of(rf.tape) is not None:
+        raise UnsupportedError(
+            "A derivative is recorded from all values of the record, and under a schedule the tape does not keep them. "
+            "Record the program without a schedule, or take derivatives without record=True."
+        )
     updates = state_of(rf.tape).updates
     if any(not updates.keys().isdisjoint(b.get_dependencies()) for b in rf._plan_with(updates).forward):
         raise StaleTapeError(

@@ -21,7 +21,7 @@ from pyadjoint_utils.plan import Plan
 from pyadjoint_utils.program_tape import ProgramTape
 from pyadjoint_utils.tapes import STALE, alone, state_of, working_tape
 from pyadjoint_utils.values import ndarray
-from pyadjoint_utils.variable import as_float, move
+from pyadjoint_utils.variable import as_float, is_dropped, move
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +119,8 @@ class ReducedFunction(AbstractReducedFunctional):
         # The values of controls and inputs at the last evaluation; None before the first.
         self._point: list[Any] | None = None
         self._updates: dict[Any, Any] = {}  # Control.update's values at that evaluation
-        self._start = [_current(bv) for bv in self._variables]
+        values = [getattr(value, "control", value) for value in (*self._controls, *self._inputs)]
+        self._start = [_current(value, bv) for value, bv in zip(values, self._variables, strict=True)]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self._outputs)} output(s), controls={list(self._controls)!r})"
@@ -444,18 +445,8 @@ class ReducedFunction(AbstractReducedFunctional):
         variables = self._variables
         previous = [bv._checkpoint for bv in variables]
         state.owner = STALE
-        plan.reset()
-        for bv, value in plan.boundary:
-            bv._checkpoint = value
-        for bv in plan.sources:
-            move(bv, keep=True)
-        for bv in plan.unaware:
-            move(bv)
-        for bv in plan.sources[len(variables) :]:
-            bv._checkpoint = updates[bv]
         try:
-            for bv, value in zip(variables, point, strict=True):
-                bv._checkpoint = value
+            self._place(plan, point, updates)
             plan.recompute()
         except BaseException:
             for bv, value in zip(variables, previous, strict=True):
@@ -465,34 +456,56 @@ class ReducedFunction(AbstractReducedFunctional):
         self._point, self._updates = point, updates
         state.owner = self
 
+    def _place(self, plan: Plan, point: list[Any], updates: dict[Any, Any]) -> None:
+        """Give the sources their values at a point."""
+        plan.reset()
+        for bv in plan.sources:
+            move(bv, keep=True)
+        for bv in plan.unaware:
+            move(bv)
+        for bv in plan.sources[len(self._variables) :]:
+            bv._checkpoint = updates[bv]
+        for bv, value in zip(self._variables, point, strict=True):
+            bv._checkpoint = value
+
     def _return_to(self, point: list[Any], updates: dict[Any, Any]) -> None:
         """Stand at an earlier point again; the next derivative evaluates there first."""
         self._point, self._updates = point, updates
         state_of(self.tape).owner = STALE
 
     def _linearize(self) -> None:
-        """Make sure that the tape's values are those of this function's last evaluation."""
+        """Make sure that the tape's values are those of this function's last evaluation.
+
+        Under a schedule it is enough that the controls and inputs are; the sweeps compute the rest themselves.
+        """
         state = state_of(self.tape)
         self._plan.claim()
         point = self._last_point()
-        variables = self._variables
         mine = state.owner is self or (state.owner is None and self._point is None)
-        if not mine or any(
-            bv._checkpoint is not value
-            for bv, value in (
-                *zip(variables, point, strict=True),
-                *(self._plan.boundary if self._point is not None else ()),
-            )
-            if bv._checkpoint is not None
+        expected = [*zip(self._variables, point, strict=True)]
+        if self._point is not None:
+            expected += self._plan.boundary
+        if mine and all(
+            bv._checkpoint is value or (bv._checkpoint is None and not is_dropped(bv)) for bv, value in expected
         ):
-            self._evaluate(point, dict(state.updates) if self._point is None else self._updates)
+            return
+        updates = dict(state.updates) if self._point is None else self._updates
+        plan = self._plan_with(updates)
+        if plan.schedule is None:
+            self._evaluate(point, updates)
+        else:
+            state.owner = STALE
+            state.start(None)
+            self._place(plan, point, updates)
+            self._point, self._updates = point, updates
+            state.owner = self
 
-    def _tangent(self, directions: list[Any]) -> None:
+    def _tangent(self, directions: list[Any], *, stored: bool = False) -> None:
         plan = self._plan
         plan.clear("tlm_value")
         for control, direction in zip(self._controls, directions, strict=True):
             control.block_variable.tlm_value = _seed(direction)
-        plan.tangent()
+        plan.tangent(stored=stored)
 
     def _adjoint(self, seeds: list[Any]) -> list[Any]:
         self._linearize()
@@ -507,7 +520,7 @@ class ReducedFunction(AbstractReducedFunctional):
     def _hessian(self, directions: list[Any], seeds: list[Any], second: list[Any] | None = None) -> list[Any]:
         self._linearize()
         plan = self._plan
-        self._tangent(directions)
+        self._tangent(directions, stored=True)
         plan.clear("adj_value", "hessian_value")
         self._seed(seeds, "adj_value")
         if second is not None:
@@ -572,7 +585,9 @@ class ReducedFunction(AbstractReducedFunctional):
         return self._output_variables[0].checkpoint
 
     def _output_values(self) -> Any:
-        return self._outputs.delist([bv.saved_output for bv in self._output_variables])
+        # A value that a schedule let go while the program ran is that of the program.
+        values = zip(self._outputs, self._output_variables, strict=True)
+        return self._outputs.delist([y if bv._checkpoint is None else bv.saved_output for y, bv in values])
 
 
 _OF = {
@@ -584,8 +599,8 @@ _OF = {
 }
 
 
-def _current(bv: Any) -> Any:
-    return bv.output._ad_create_checkpoint() if bv._checkpoint is None else bv._checkpoint
+def _current(value: Any, bv: Any) -> Any:
+    return value._ad_create_checkpoint() if bv._checkpoint is None else bv._checkpoint
 
 
 def _seed(value: Any) -> Any:

@@ -59,7 +59,7 @@ def _separate(linear: Linear, shape: tuple[int, ...], eps: float) -> bool:
 
 
 def _false_claim(plan: Plan) -> ArgumentValueError:
-    for block in plan.derivative:
+    for block in plan.ahead():
         points = block.rules.points if isinstance(block, EngineBlock) else None
         if points is None or not points.declared:
             continue

@@ -2,16 +2,21 @@
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyadjoint
+from checkpoint_schedules import SingleMemoryStorageSchedule
 from pyadjoint import continue_annotation, get_working_tape, pause_annotation, stop_annotating
 from pyadjoint.tape import TapePackageData
 
 from pyadjoint_utils.annotation import annotate_tape, claim
-from pyadjoint_utils.errors import StaleTapeError, UnsupportedError
+from pyadjoint_utils.errors import ScheduleError, StaleTapeError, UnsupportedError
+from pyadjoint_utils.schedules import Schedule, TimeStepper
+
+if TYPE_CHECKING:
+    from pyadjoint_utils.runs import Run
 
 _KEY = "pyadjoint_utils"
 
@@ -44,17 +49,59 @@ class Tape(pyadjoint.Tape):
     def add_to_adjoint_dependencies(self, block_var: Any, last_used: int) -> None:
         """Nothing to do, as above."""
 
-    def enable_checkpointing(self, schedule: Any, **kwargs: Any) -> None:
-        """Refuse recompute schedules: upstream's give wrong derivatives away from the recorded point."""
-        raise _no_schedules()
+    def enable_checkpointing(
+        self, schedule: Any, gc_timestep_frequency: int | None = None, gc_generation: int = 2
+    ) -> None:
+        """Store of each time step what a schedule says, and compute the rest again when a derivative needs it.
 
+        Args:
+            schedule: one of checkpoint_schedules.
+            gc_timestep_frequency: collect garbage after so many time steps; None for never.
+            gc_generation: which generation is collected.
 
-def _no_schedules() -> UnsupportedError:
-    return UnsupportedError(
-        "Recompute schedules are not supported on this tape: Pyadjoint's own give silently wrong derivatives at every "
-        "point other than the recorded one. Record without enable_checkpointing; overload_*(checkpoint=True) saves the "
-        "memory inside of one function."
-    )
+        Raises:
+            ScheduleError: Blocks were recorded before, or the schedule was started elsewhere.
+
+        Example:
+            >>> from checkpoint_schedules import Revolve
+            >>> from pyadjoint_utils import Control, ReducedFunctional, Tape, array, set_working_tape
+            >>> with set_working_tape(Tape()) as tape:
+            ...     tape.enable_checkpointing(Revolve(20, 3))
+            ...     x = y = array(0.5)
+            ...     for _ in tape.timestepper(range(20)):
+            ...         y = y - 0.1 * y * y
+            ...     rf = ReducedFunctional(y, Control(x))
+            >>> rf(array(0.0)).item(), rf.derivative().item()
+            (0.0, 1.0)
+        """
+        if self._blocks:
+            raise ScheduleError(
+                f"A schedule is enabled before the first Block; this tape has {len(self._blocks)} in "
+                f"{len(self._blocks.steps)} time step(s). Call enable_checkpointing on a new tape, or after "
+                "tape.clear_tape(), and record then."
+            )
+        # What that schedule says is what a tape does without one.
+        if not isinstance(schedule, SingleMemoryStorageSchedule):
+            manager = Schedule(schedule, gc_timestep_frequency, gc_generation)
+            self._checkpoint_manager = manager  # type: ignore[misc]  # a slot of upstream's
+
+    def timestepper(self, iterable: Iterable[Any]) -> Iterator[Any]:
+        """Return an iterator over what a time loop runs over, which tells the tape where each time step begins.
+
+        Args:
+            iterable: an iterable or an iterator.
+
+        Raises:
+            ScheduleError: later, by the loop: it has more steps than the schedule.
+        """
+        return TimeStepper(self, iterable)
+
+    def end_timestep(self) -> None:
+        """End a time step; for loops that do not use :meth:`timestepper`."""
+        if self._checkpoint_manager is None:
+            self._blocks.append_step()
+        else:
+            self._checkpoint_manager.next_step(self._blocks, by_hand=True)
 
 
 class TapeState(TapePackageData):
@@ -63,12 +110,14 @@ class TapeState(TapePackageData):
     Attributes:
         owner: None while the tape is as it was recorded; the object whose evaluation came last; or ``STALE``.
         updates: values that were given to variables with :meth:`Control.update`.
+        run: the execution of the tape's schedule that the values belong to.
         lock: held while a Block is evaluated for its values alone, outside of the tape's evaluations.
     """
 
     def __init__(self) -> None:
         self.owner: Any = None
         self.updates: dict[Any, Any] = {}
+        self.run: Run | None = None
         self.lock = threading.RLock()
         self.turn = threading.RLock()  # of the thread whose evaluation or derivative is under way
 
@@ -77,9 +126,16 @@ class TapeState(TapePackageData):
         self.updates[variable] = variable._checkpoint
         self.owner = STALE
 
+    def start(self, run: "Run | None") -> None:
+        """Let go of what the last execution stored, and begin another one."""
+        if self.run is not None:
+            self.run.close()
+        self.run = run
+
     def clear(self) -> None:
         self.owner = None
         self.updates = {}
+        self.start(None)
 
     def reset(self) -> None:
         # Pyadjoint calls this before it re-evaluates the tape by itself.
@@ -108,8 +164,7 @@ STALE = object()
 
 def state_of(tape: pyadjoint.Tape) -> TapeState:
     """Return this project's state of any Pyadjoint tape."""
-    if tape._checkpoint_manager is not None:
-        raise _no_schedules()
+    schedule_of(tape)
     state = tape._package_data.get(_KEY)
     if state is None:
         state = tape._package_data.setdefault(_KEY, TapeState())
@@ -134,6 +189,17 @@ def alone(method: Callable[..., Any]) -> Callable[..., Any]:
             turn.release()
 
     return run
+
+
+def schedule_of(tape: pyadjoint.Tape) -> Schedule | None:
+    """Return the schedule that a tape follows; None where all values are kept."""
+    manager = tape._checkpoint_manager
+    if manager is None or isinstance(manager, Schedule):
+        return manager
+    raise UnsupportedError(
+        "Under a schedule, Pyadjoint's own tape gives silently wrong derivatives at every point but the recorded one. "
+        "Record on a tape of this project: set_working_tape(pyadjoint_utils.Tape())."
+    )
 
 
 def working_tape(tape: pyadjoint.Tape | None) -> pyadjoint.Tape:

@@ -187,6 +187,9 @@ class ndarray(ArrayFunctions, OverloadedType):
         """The node of this thread's tapes that stands for the value; made when it is first asked for."""
         variable = self._block_variable()
         if variable is not None and (variable.thread == thread_number() or self._computed_in is not None):
+            if variable._checkpoint is None and annotate_tape():
+                # A schedule let the data go after a time step, and the program uses them in a later one.
+                variable._checkpoint = self._value
             return variable
         if self._deferred is not None:
             return self.create_block_variable()

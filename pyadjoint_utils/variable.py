@@ -121,8 +121,17 @@ class Variable(BlockVariable):
         if kept is not None and kept[0] is value:
             return kept[1]
         array = convert(value, engine)
-        self._conversions[engine.name] = (value, array)
+        if value is self._checkpoint:
+            self._conversions[engine.name] = (value, array)
         return array
+
+
+class GuardedVariable(BlockVariable):
+    """Block variable of another package whose value was let go: reading it is an error, not the value of the record."""
+
+    @property
+    def saved_output(self) -> Any:
+        return self.output._ad_restore_at_checkpoint(_kept(self))
 
 
 def bare(value: Any) -> Any:
@@ -146,17 +155,44 @@ def accumulated(total: Any, term: Any) -> Any:
 
 def checkpoint_of(bv: BlockVariable) -> Any:
     """Return the current value of a block variable as it is stored, without wrapping it."""
-    value = bv._checkpoint
-    if value is None and type(bv) is Variable:
-        raise StaleTapeError(f"The value of a variable, {bv.aval}, is not kept on the tape.")
-    return bare(bv.output if value is None else value)
+    if isinstance(bv, (Variable, GuardedVariable)):
+        return bare(_kept(bv))
+    return bare(bv.output if bv._checkpoint is None else bv._checkpoint)
+
+
+def _kept(bv: Any) -> Any:
+    if bv._checkpoint is None:
+        what = bv.aval if isinstance(bv, Variable) else f"a {type(bv.output).__name__}"
+        raise StaleTapeError(
+            f"The value that a Block of time step {bv.creation_timestep} computed, {what}, is not on the tape now: under a "
+            "schedule the tape keeps no more than derivatives need. Make it an output of a ReducedFunction and evaluate "
+            "that, or take its data off the tape while the program runs: x.numpy()."
+        )
+    return bv._checkpoint
+
+
+def drop(bv: Any, aval: Aval | None = None) -> None:
+    """Let the value of a variable go, and its tangent.
+
+    Args:
+        bv: the block variable.
+        aval: shape and dtype of the value, where they are known.
+    """
+    if type(bv) is BlockVariable:
+        bv.__class__ = GuardedVariable
+    elif type(bv) is Variable:
+        if bv._aval is None and bv._checkpoint is not None:
+            bv._aval = bv.engine.aval(bv._checkpoint) if aval is None else aval
+        bv._conversions = None
+    bv._checkpoint = bv.tlm_value = None
 
 
 def move(bv: Any, *, keep: bool = False) -> None:
     """Take note that a variable's value is about to be replaced; kept aside is that of an input of the program."""
     if not getattr(bv, "moved", False):
         if keep or bv.creation_timestep < 0:
-            bv.kept = bv.output._ad_create_checkpoint() if bv._checkpoint is None else bv._checkpoint
+            aware = bv._checkpoint is not None or isinstance(bv, (Variable, GuardedVariable))
+            bv.kept = bv._checkpoint if aware else bv.output._ad_create_checkpoint()
         bv.moved = True
 
 
@@ -173,7 +209,12 @@ def is_lost(bv: Any) -> bool:
         return False
     if getattr(bv, "moved", False):
         return getattr(bv, "kept", None) is None
-    return type(bv) is Variable and bv._checkpoint is None
+    return is_dropped(bv)
+
+
+def is_dropped(bv: Any) -> bool:
+    """Whether a variable's value was let go."""
+    return bv._checkpoint is None and isinstance(bv, (Variable, GuardedVariable))
 
 
 def as_float(value: Any) -> float:

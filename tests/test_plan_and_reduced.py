@@ -11,7 +11,6 @@ from pyadjoint_utils import (
     Control,
     ReducedFunction,
     ReducedFunctional,
-    UnsupportedError,
     annotate_tape,
     array,
     asarray,
@@ -359,21 +358,6 @@ def test_an_update_on_another_working_tape_reaches_the_variables_own(tape):
     with set_working_tape():
         other.update(toy(Q))
     assert float(rf(toy(P))) == pytest.approx(P**2 @ Q)
-
-
-def test_recompute_schedules_are_refused():
-    from checkpoint_schedules import Revolve
-
-    a = toy(A)
-    with pytest.raises(UnsupportedError, match=r"schedules.*checkpoint=True"):
-        get_working_tape().enable_checkpointing(Revolve(3, 1))
-    with set_working_tape(pyadjoint.Tape()) as plain:
-        plain.enable_checkpointing(Revolve(3, 1))
-        for _ in plain.timestepper(iter(range(3))):
-            a = cube(a)
-        y = total(a)
-        with pytest.raises(UnsupportedError, match=r"schedules.*checkpoint=True"):
-            ReducedFunctional(y, Control(a))(toy(P))
 
 
 def test_a_cleared_tape_forgets():
