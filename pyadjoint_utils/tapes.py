@@ -54,6 +54,8 @@ class Tape(pyadjoint.Tape):
     ) -> None:
         """Store of each time step what a schedule says, and compute the rest again when a derivative needs it.
 
+        What a schedule would store on disk is stored in memory.
+
         Args:
             schedule: one of checkpoint_schedules.
             gc_timestep_frequency: collect garbage after so many time steps; None for never.
