@@ -117,6 +117,8 @@ class HostFunction:
             self([a[k] if marked else a for a, marked in zip(map(as_numpy, x), marks, strict=True)])
             for k in range(size)
         ]
+        if not rows:
+            return [np.zeros((0, *aval.shape), aval.dtype) for aval in self.outputs]
         return [np.stack(column) for column in zip(*rows, strict=True)]
 
 

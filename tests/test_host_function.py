@@ -242,6 +242,15 @@ def test_batches_are_their_entries(case, marks):
     check(batch.tangent((0, 1))([x, a, *directions]), [np.stack(c) for c in zip(*tangents, strict=True)])
 
 
+def test_an_empty_batch_is_empty(case):
+    function, f = case
+    for y, wanted in zip(function.batched((True, False), 0)([np.zeros((0, 3)), A]), f(X, A), strict=True):
+        assert y.shape == (0, *np.shape(wanted))
+    yb = [np.zeros((0, *y.shape)) for y in seeds(f)]
+    cotangents = function.batched((True, False), 0).adjoint((1,), tuple(range(len(yb))))([np.zeros((0, 3)), A, *yb])
+    check(cotangents, [np.zeros(())])
+
+
 @pytest.mark.parametrize("outer", BATCHES, ids=str)
 @pytest.mark.parametrize("inner", BATCHES, ids=str)
 def test_batches_of_batches_are_their_entries(inner, outer):
