@@ -1,12 +1,13 @@
 """What is varied and differentiated."""
 
+import copy
 from typing import Any
 
 import pyadjoint
 from pyadjoint import AdjFloat, get_working_tape
 from pyadjoint.overloaded_type import OverloadedType
 
-from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
+from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, StaleTapeError
 from pyadjoint_utils.tapes import state_of
 from pyadjoint_utils.values import array, ndarray
 from pyadjoint_utils.variable import as_float, bare, entered
@@ -43,15 +44,48 @@ class Control(pyadjoint.Control):
             )
         super().__init__(control, riesz_map)
         self._tape = get_working_tape()
+        self._seen = False  # whether the variable was found on that tape
 
     def __repr__(self) -> str:
         return f"Control({self.control!r})"
 
     def update(self, value: Any) -> None:
-        """Give the variable another value; evaluations that do not vary it use that value from now on."""
-        super().update(checked_value(self.control, value, "Control.update"))
-        if self._tape is not None:
-            state_of(self._tape).update(self.block_variable)
+        """Give the variable another value; evaluations that do not vary it use that value from now on.
+
+        Args:
+            value: an array of any engine or a number, of the variable's shape.
+
+        Raises:
+            StaleTapeError: the value was recorded on another tape than the working one and the one on which this Control
+                was made, which would not notice.
+        """
+        value = checked_value(self.control, value, "Control.update")
+        tapes = self._tapes()
+        super().update(value)
+        for tape in tapes:
+            state_of(tape).update(self.block_variable)
+
+    def _tapes(self) -> list[pyadjoint.Tape]:
+        """The tapes that have the variable, of those that are known here; the first one if nothing was recorded yet."""
+        known = [tape for tape in {id(t): t for t in (self._tape, get_working_tape())}.values() if tape is not None]
+        found = [tape for tape in known if self._is_on(tape)]
+        if not found and self._is_recorded():
+            raise StaleTapeError(
+                f"Control.update: {self!r} was recorded on another tape, which would not notice its new value. Make that "
+                "tape the working tape meanwhile: with set_working_tape(tape): control.update(value)."
+            )
+        return found or known[:1]
+
+    def _is_on(self, tape: pyadjoint.Tape) -> bool:
+        if tape is self._tape and self._seen:
+            return True
+        bv = self.block_variable
+        found = any(bv in block.get_dependencies() or bv in block.get_outputs() for block in tape.get_blocks())
+        self._seen = self._seen or (found and tape is self._tape)
+        return found
+
+    def _is_recorded(self) -> bool:
+        return self.block_variable.creation_timestep >= 0 or self.block_variable.last_use >= 0
 
     def get_derivative(self, apply_riesz: bool = False) -> Any:
         return self._result(super().get_derivative(apply_riesz))
@@ -59,8 +93,37 @@ class Control(pyadjoint.Control):
     def get_hessian(self, apply_riesz: bool = False) -> Any:
         return self._result(super().get_hessian(apply_riesz))
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "control":  # of an object that is being made
+            raise AttributeError(name)
+        return getattr(self.control, name)
+
+    def __copy__(self) -> "Control":
+        other = type(self)(self.control, self.riesz_map)
+        other.block_variable, other._tape = self.block_variable, self._tape
+        return other
+
+    def __deepcopy__(self, memo: Any) -> "Control":
+        return _rebuilt(type(self), copy.deepcopy(self._data(), memo), self.riesz_map)
+
+    def __reduce__(self) -> Any:
+        # The data travel, the tape does not.
+        return _rebuilt, (type(self), self._data(), self.riesz_map)
+
+    def _data(self) -> Any:
+        value = self.block_variable._checkpoint
+        if isinstance(self.control, AdjFloat):
+            return float(self.control if value is None else value)
+        if isinstance(self.control, ndarray):
+            return ndarray(self.control._value if value is None else value, self.control._engine)
+        return self.block_variable.saved_output
+
     def _result(self, value: Any) -> Any:
         return self.control._like(value) if isinstance(self.control, ndarray) else value
+
+
+def _rebuilt(cls: type[Control], data: Any, riesz_map: Any) -> Control:
+    return cls(AdjFloat(data) if type(data) is float else data, riesz_map)
 
 
 def checked_value(like: Any, value: Any, where: str) -> Any:

@@ -90,6 +90,8 @@ class Variable(BlockVariable):
     def will_add_as_dependency(self) -> None:
         """Nothing to save: the value was kept from the beginning."""
         self.check_thread()
+        if self.creation_timestep < 0:
+            self.last_use = 0
 
     def will_add_as_output(self) -> None:
         """Take note that a Block computes this variable."""
