@@ -1,8 +1,9 @@
 """Run all benchmarks: ``python -m benchmarks``."""
 
-from benchmarks import blocks, inside, jacobians, transformations
+from benchmarks import blocks, compiled, inside, jacobians, transformations
 
 blocks.main()
 jacobians.main()
 transformations.main()
 inside.main()
+compiled.main()

@@ -1,0 +1,189 @@
+"""Compiled tapes beside the same computation written by hand in JAX, in one run."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.timing import Timing
+from pyadjoint_utils import Control, ReducedFunctional, Tape, array, overload, set_working_tape
+
+ROUNDS = 25
+
+
+def alternating(ours: Callable[[], Any], native: Callable[[], Any], rounds: int = ROUNDS) -> tuple[Timing, Timing]:
+    """Time two functions in turns, so that what else the machine does meets both; microseconds."""
+    import jax
+
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for k in range(rounds + 2):
+        for run, taken in zip((ours, native), seconds, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            if k >= 2:
+                taken.append(time.perf_counter() - start)
+    first, second = (Timing(min(s) * 1e6, statistics.median(s) * 1e6) for s in seconds)
+    return first, second
+
+
+class Case:
+    """A program on a tape, and the same function written by hand.
+
+    Args:
+        name: what it is.
+        record: the program; takes values of the tape and returns a scalar.
+        native: the function of JAX arrays.
+        points: the controls' values.
+        second_order: whether the native Hessian action can be had in reasonable time.
+    """
+
+    def __init__(
+        self, name: str, record: Callable[..., Any], native: Callable[..., Any], *points: Any, second_order: bool = True
+    ) -> None:
+        self.name, self.record, self.native, self.points = name, record, native, list(points)
+        self.second_order = second_order
+
+    def rows(self) -> list[tuple[str, Timing, Timing]]:
+        """Return (what, compiled, native)."""
+        import jax
+
+        with set_working_tape(Tape()):
+            x = [array(p) for p in self.points]
+            slow = ReducedFunctional(self.record(*x), [Control(v) for v in x])
+        every = tuple(range(len(x)))
+        native = {
+            "value": jax.jit(self.native),
+            "both": jax.jit(jax.value_and_grad(self.native, every)),
+            "hessian": jax.jit(lambda p, d: jax.jvp(jax.grad(self.native, every), p, d)[1]),
+        }
+        points = tuple(self.points)
+        start = time.perf_counter()
+        only_values = slow.compile()
+        only_values(x)
+        first = time.perf_counter() - start
+        print(f"{self.name}: first value after {first:.2f} s (lowered, traced, compiled)")
+        fast = slow.compile()
+        fast.value_and_derivative(x)
+        calls = [
+            ("value", lambda: only_values(x)._value, lambda: native["value"](*points)),
+            ("value and gradient", lambda: _bare(fast.value_and_derivative(x)), lambda: native["both"](*points)),
+            ("value, then gradient", lambda: _bare((fast(x), fast.derivative())), lambda: native["both"](*points)),
+        ]
+        if self.second_order:
+            calls.append(
+                (
+                    "Hessian action",
+                    lambda: _bare((None, fast.hessian(x))),
+                    lambda: native["hessian"](points, points),
+                )
+            )
+        return [(what, *alternating(ours, by_hand)) for what, ours, by_hand in calls]
+
+
+def _bare(pair: Any) -> list[Any]:
+    value, gradient = pair
+    return [v._value for v in ([] if value is None else [value]) + list(gradient)]
+
+
+def cases() -> list[Case]:
+    """The programs that are compared."""
+    import jax
+    import jax.numpy as jnp
+
+    rng = np.random.default_rng(0)
+
+    def repeated(step: Callable[..., Any], count: int, f: Callable[..., Any] = jnp.sum) -> Callable[..., Any]:
+        taped, total = overload(step, "jax"), overload(lambda y: f(y * y), "jax")
+
+        def program(y: Any, *rest: Any) -> Any:
+            for _ in range(count):
+                y = taped(y, *rest)
+            return total(y)
+
+        return program
+
+    def unrolled(step: Callable[..., Any], count: int) -> Callable[..., Any]:
+        def function(y: Any) -> Any:
+            for _ in range(count):
+                y = step(y)
+            return jnp.sum(y * y)
+
+        return function
+
+    def scanned(step: Callable[..., Any], count: int) -> Callable[..., Any]:
+        def function(y: Any) -> Any:
+            y, _ = jax.lax.scan(lambda y, _: (step(y), None), y, None, length=count)
+            return jnp.sum(y * y)
+
+        return function
+
+    def sine(y: Any) -> Any:
+        return jnp.sin(y) * 1.01
+
+    def laplacian(u: Any) -> Any:
+        return jnp.roll(u, 1, 0) + jnp.roll(u, -1, 0) + jnp.roll(u, 1, 1) + jnp.roll(u, -1, 1) - 4 * u
+
+    def heat(u: Any) -> Any:
+        return u + 0.1 * laplacian(u)
+
+    def layer(y: Any, w: Any, b: Any) -> Any:
+        return jnp.tanh(y @ w + b)
+
+    with jax.enable_x64(True):
+        small, field = jnp.linspace(0.1, 1.0, 10), jnp.asarray(rng.standard_normal((64, 64)))
+        weights = [jnp.asarray(0.1 * rng.standard_normal((100, 100))) for _ in range(5)]
+        biases = [jnp.asarray(0.1 * rng.standard_normal(100)) for _ in range(5)]
+        batch = jnp.asarray(rng.standard_normal((256, 100)))
+
+    def network(*parameters: Any) -> Any:
+        y = batch
+        for w, b in zip(parameters[:5], parameters[5:], strict=True):
+            y = layer(y, w, b)
+        return jnp.mean(y * y)
+
+    taped_layer, loss = overload(layer, "jax"), overload(lambda y: jnp.mean(y * y), "jax")
+
+    def taped_network(*parameters: Any) -> Any:
+        y: Any = batch
+        for w, b in zip(parameters[:5], parameters[5:], strict=True):
+            y = taped_layer(y, w, b)
+        return loss(y)
+
+    parts = [overload(f, "jax") for f in (jnp.sin, heat, lambda u, v: u * 0.5 + 0.01 * jnp.tanh(v))]
+    total = overload(lambda y: jnp.sum(y * y), "jax")
+
+    def taped_parts(u: Any) -> Any:
+        for _ in range(1024):
+            u = parts[2](u, parts[1](parts[0](u)))
+        return total(u)
+
+    return [
+        Case("chain of 1000 tiny operations", repeated(sine, 1000), unrolled(sine, 1000), small, second_order=False),
+        Case("network, five 100x100 layers, batch 256", taped_network, network, *weights, *biases),
+        Case("heat equation 64x64, 500 steps", repeated(heat, 500), scanned(heat, 500), field),
+        Case("loop of 10^4 small steps", repeated(sine, 10000), scanned(sine, 10000), small),
+        Case(
+            "steps of three Blocks, 64x64, 1024 steps",
+            taped_parts,
+            scanned(lambda u: u * 0.5 + 0.01 * jnp.tanh(heat(jnp.sin(u))), 1024),
+            field,
+        ),
+    ]
+
+
+def main() -> None:
+    """Print the table."""
+    import jax
+
+    print(f"\ncompiled tapes over native JAX, microseconds: minimum and median of {ROUNDS} runs in turns\n")
+    with jax.enable_x64(True):  # so that native JAX keeps its 64 bits; the compiled tapes would without it
+        for case in cases():
+            for what, ours, native in case.rows():
+                ratio, middle = ours.minimum / native.minimum, ours.median / native.median
+                print(f"  {what:<24}{ours}   {native}   ratio {ratio:5.2f} {middle:5.2f}")
+
+
+if __name__ == "__main__":
+    main()

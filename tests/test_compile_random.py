@@ -1,0 +1,110 @@
+"""Random programs over all engines, compiled and Block by Block, away from the recorded point."""
+
+import functools
+
+import engines
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyadjoint_utils import (
+    AdjFloat,
+    Control,
+    ReducedFunction,
+    Tape,
+    array,
+    ndarray,
+    push_tape,
+    to_adjfloat,
+    to_numpy,
+)
+
+ENGINES = tuple(name for name in engines.NAMES if engines.installed(name))
+SIZE = 3
+
+
+@functools.cache
+def functions(name):
+    """Functions of an engine with one or two results, overloaded once."""
+    e = engines.namespace(name)
+    return {
+        "wave": e.overload(lambda x, y: e.sin(x) * y + x),
+        "both": e.overload(lambda x, y: (x * y, e.tanh(x - y))),
+        "scaled": e.overload(lambda x, c: e.tanh(x * c) + c),
+        "norm": e.overload(lambda x: e.sum(x * x)),
+        "first": e.overload(lambda x, y: e.sin(x) + y, argnums=0),
+    }
+
+
+@st.composite
+def programs(draw):
+    """A list of instructions; operands are positions among the values so far, counted from the end."""
+    count = draw(st.integers(3, 9))
+    names = ["wave", "both", "scaled", "norm", "first", "float", "number", "numpy", "loop"]
+    return [
+        (draw(st.sampled_from(names)), draw(st.sampled_from(ENGINES)), draw(st.integers(0, 5)), draw(st.integers(0, 5)))
+        for _ in range(count)
+    ]
+
+
+def run(program, x, y, a):
+    """Record a program; return its outputs."""
+    arrays, numbers = [x, y], [a]
+    for name, engine, i, j in program:
+        f = functions(engine)
+        u, v, c = arrays[-1 - i % len(arrays)], arrays[-1 - j % len(arrays)], numbers[-1 - j % len(numbers)]
+        if name in ("wave", "first"):
+            arrays.append(f[name](u, v))
+        elif name == "both":
+            arrays += f[name](u, v)
+        elif name == "scaled":
+            arrays.append(f[name](u, (c, 0.7, np.full(SIZE, 0.3 + 0.1 * i))[j % 3]))
+        elif name == "norm":
+            numbers.append(to_adjfloat(f[name](u)) * 0.3)
+        elif name == "float":
+            numbers.append((c * 0.5 + numbers[0]) * c)
+        elif name == "number":
+            arrays.append(u * c)
+        elif name == "numpy":
+            arrays.append(np.sin(to_numpy(u)) * 0.5 + v)
+        else:
+            for k in range(18):
+                u = f["scaled"](f["wave"](u, v), 0.1 * k if i % 2 else 0.4) * 0.5
+            arrays.append(u)
+    return [arrays[-1], arrays[-2], numbers[-1] * 1.0]
+
+
+def close(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * (1 + np.abs(b).max()))
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(programs(), st.integers(0, 3), st.sampled_from(["all", "step", "sqrt"]))
+def test_random_programs(program, seed, memory):
+    rng = np.random.default_rng(seed)
+
+    def some():
+        return [rng.uniform(-1, 1, SIZE), rng.uniform(-1, 1, SIZE), AdjFloat(rng.uniform(-1, 1))]
+
+    with push_tape(Tape()) as tape:
+        x, y, a = some()
+        controls = [array(engines.namespace("jax").own(x)), array(y), a]
+        outputs = run(program, *controls)
+        slow = ReducedFunction(outputs, [Control(c) for c in controls], tape)
+    fast = slow.compile(memory=memory)
+    for _ in range(2):
+        m, h = some(), some()
+        values = slow(m)
+        close(fast(m), values)
+        v = [rng.uniform(-1, 1, np.shape(value)) for value in values]
+        v = [w if isinstance(value, ndarray) else float(w) for w, value in zip(v, values, strict=True)]
+        close(fast.adj_jac_action(v), slow.adj_jac_action(v))
+        close(fast.jac_action(h), slow.jac_action(h))
+        close(fast.hess_action(h, v), slow.hess_action(h, v))
+    assert fast.describe()
+
+
+pytestmark = pytest.mark.skipif("jax" not in ENGINES, reason="JAX is not installed")
