@@ -149,7 +149,8 @@ class CompiledFunction(ReducedFunction):
         self._memory, self._turns, self._budget = memory, turns, Budget(budget)
         self._policies: dict[Any, Policy] = {}
         self._standing: Standing | None = None
-        self._seed: Any = None  # of a real scalar's gradient
+        self._has_gradient = len(self._outputs) == 1 and _is_real_scalar(self._outputs[0])
+        self._seed: Any = None  # of that gradient
         self._expected: list[Any] | None = None  # seeds of the derivative that follows an evaluation
 
     def compile(self, **options: Any) -> "CompiledFunction":
@@ -221,18 +222,24 @@ class CompiledFunction(ReducedFunction):
         bare_seeds = [bare(seed) for seed in seeds]
         self._expect(bare_seeds)
         adjoints = self._current().adjoints(bare_seeds)
-        return [self._derivative(self._plan, c, value) for c, value in zip(self._controls, adjoints, strict=True)]
+        return self._cotangents(adjoints)
+
+    def _cotangents(self, values: Sequence[Any]) -> list[Any]:
+        """Results in the controls' types; what is zero may be said."""
+        return [
+            self._derivative(self._plan, c, None) if value is None else _wrapped(c.control, value)
+            for c, value in zip(self._controls, values, strict=True)
+        ]
 
     def _expect(self, seeds: list[Any]) -> None:
         """Take note of the seed of a gradient: the next evaluation computes it together with the value."""
-        (output, *others), (seed, *_) = self._outputs, seeds
-        if not others and seed is not None and _is_real_scalar(output):
+        if self._has_gradient and seeds[0] is not None:
             self._expected = seeds
 
     def _hessian(self, directions: list[Any], seeds: list[Any], second: list[Any] | None = None) -> list[Any]:
         second = None if second is None else [bare(a) for a in second]
         results = self._current().second_adjoints([bare(d) for d in directions], [bare(s) for s in seeds], second)
-        return [self._derivative(self._plan, c, value) for c, value in zip(self._controls, results, strict=True)]
+        return self._cotangents(results)
 
     def _unit_seed(self) -> Any:
         if self._seed is None:
@@ -283,9 +290,16 @@ def _fits(value: Any, like: Any) -> bool:
     return type(value) is ndarray is type(like) and value._engine is like._engine and value.aval == like.aval
 
 
+def _wrapped(like: Any, value: Any) -> Any:
+    """A result in the type of a variable; nearly always it comes in its engine and dtype."""
+    if type(like) is ndarray and type(value) in like._engine.array_types and value.dtype == like.dtype:
+        return ndarray(value, like._engine)
+    return _result(like, value)
+
+
 def _restored(like: Any, value: Any) -> Any:
     has_array = isinstance(like, (ndarray, AdjFloat))
-    return _result(like, value) if has_array else like._ad_restore_at_checkpoint(value)
+    return _wrapped(like, value) if has_array else like._ad_restore_at_checkpoint(value)
 
 
 def _said(value: Any) -> str:
