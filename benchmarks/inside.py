@@ -105,6 +105,90 @@ def in_autograd(rf: ReducedFunctional) -> list[Timing]:
     return [_timed(lambda: f(x)), _timed(lambda: gradient(x)), _timed(lambda: hessian(x)[0](v))]
 
 
+def in_torch(rf: ReducedFunctional) -> list[Timing]:
+    """Time the same inside of PyTorch, the Hessian action by double backward."""
+    from pyadjoint_utils import as_torch
+
+    return _torch(as_torch(rf))
+
+
+def torch_floor() -> list[Timing]:
+    """Time nested autograd Functions of PyTorch that return constants."""
+    import torch
+
+    one, ones = torch.ones((), dtype=torch.float64), torch.ones(LENGTH, dtype=torch.float64)
+
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *x: Any) -> Any:
+            ctx.save_for_backward(*x)
+            return one.clone() if len(x) == 1 else ones.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *yb: Any) -> Any:
+            xb = Nothing.apply(*ctx.saved_tensors, *yb)
+            return xb if len(ctx.saved_tensors) == 1 else (xb, *[None] * (len(ctx.saved_tensors) - 1))
+
+    return _torch(Nothing.apply)
+
+
+def _torch(f: Callable[[Any], Any]) -> list[Timing]:
+    import torch
+
+    x = torch.linspace(0.2, 1.0, LENGTH, dtype=torch.float64)
+    leaf, v = x.clone().requires_grad_(), torch.ones(LENGTH, dtype=torch.float64)
+
+    def hessian() -> Any:
+        (gradient,) = torch.autograd.grad(f(leaf), leaf, create_graph=True)
+        return torch.autograd.grad(gradient, leaf, v)
+
+    return [_timed(lambda: f(x)), _timed(lambda: torch.autograd.grad(f(leaf), leaf)), _timed(hessian)]
+
+
+def in_tensorflow(rf: ReducedFunctional) -> list[Timing]:
+    """Time the same inside of TensorFlow, eagerly, the Hessian action by nested gradient tapes."""
+    from pyadjoint_utils import as_tensorflow
+
+    return _tensorflow(as_tensorflow(rf))
+
+
+def tensorflow_floor() -> list[Timing]:
+    """Time nested custom gradients of TensorFlow that return constants."""
+    import tensorflow as tf
+
+    one, ones = tf.ones((), tf.float64), tf.ones(LENGTH, tf.float64)
+
+    @tf.custom_gradient
+    def value(x: Any) -> Any:
+        return tf.identity(one), lambda yb: adjoint(x, yb)
+
+    @tf.custom_gradient
+    def adjoint(x: Any, yb: Any) -> Any:
+        return tf.identity(ones), lambda v: (tf.identity(v), tf.identity(one))
+
+    return _tensorflow(value)
+
+
+def _tensorflow(f: Callable[[Any], Any]) -> list[Timing]:
+    import tensorflow as tf
+
+    x, v = tf.linspace(tf.constant(0.2, tf.float64), 1.0, LENGTH), tf.ones(LENGTH, tf.float64)
+
+    def gradient() -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = f(x)
+        return tape.gradient(y, x)
+
+    def hessian() -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            inner = gradient()
+        return tape.gradient(inner, x, output_gradients=v)
+
+    return [_timed(lambda: f(x)), _timed(gradient), _timed(hessian)]
+
+
 def _timed(run: Callable[[], Any]) -> Timing:
     def several() -> None:
         for _ in range(REPEATS):
@@ -126,11 +210,15 @@ def main() -> None:
     print(f"{'':<34}" + "".join(f"{row:<28}" for row in ROWS))
     _report("JAX, nothing, pure_callback in jit", lambda: (jax_floor(jit=True), None))
     _report("JAX, nothing, eager", lambda: (jax_floor(jit=False), None))
+    _report("PyTorch, nothing", lambda: (torch_floor(), None))
+    _report("TensorFlow, nothing", lambda: (tensorflow_floor(), None))
     for engine in ("autograd", "torch", "jax", "mixed"):
         _report(f"{engine}, reduced functional", lambda engine=engine: (direct(tape(engine)), None))
         for title, call in (
             ("in JAX, jit", lambda rf: in_jax(rf, jit=True)),
             ("in JAX, eager", lambda rf: in_jax(rf, jit=False)),
+            ("in PyTorch", in_torch),
+            ("in TensorFlow", in_tensorflow),
             ("in autograd", in_autograd),
         ):
             _report(f"{engine}, {title}", lambda engine=engine, call=call: _both(tape(engine), call))
