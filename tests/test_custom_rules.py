@@ -27,6 +27,7 @@ from pyadjoint_utils import (
     jacfwd,
     jacrev,
     jvp,
+    stop_annotating,
     stop_gradient,
     taylor_test,
     to_adjfloat,
@@ -237,6 +238,16 @@ def test_a_gradient_that_is_clipped():
 
     clipped.defvjp(lambda x: (x, None), lambda _, ct: (np.clip(ct, -1.0, 1.0),))
     close(grad(lambda x: (3.0 * V * clipped(x)).sum())(X).numpy(), np.clip(3 * V, -1, 1))
+
+
+def test_residuals_belong_to_their_point():
+    f = reverse()
+    x = array(X)
+    f(x, Y)
+    rules = get_working_tape().get_blocks()[-1].rules
+    with stop_annotating():
+        close(rules.adjoints([array(H)], [array(V)])[0].numpy(), 2 * np.cos(H) * Y * V)
+        close(rules.adjoints([array(X)], [array(V)])[0].numpy(), 2 * np.cos(X) * Y * V)
 
 
 # What is refused -------------------------------------------------------------------------------------------------------

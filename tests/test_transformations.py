@@ -3,7 +3,9 @@
 import functools
 import gc
 import itertools
+import math
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import engines
@@ -368,6 +370,10 @@ def test_a_map_made_before_the_tape_moved():
     close(taped(H).numpy(), np.sum(2 * V**2 * np.sin(H) ** 2))
     close(taped.derivative().numpy(), 2 * V**2 * np.sin(2 * H))
     close(pull(np.ones(3))[0].numpy(), 2 * V * np.sin(X) ** 2)
+    late, b = pull(np.ones(3))[0], array(H)
+    J(H)  # moves the tape before the result is recorded
+    of_b = ReducedFunctional((late * b).sum(), Control(b))
+    assert float(of_b(V)) == pytest.approx(np.sum(2 * V**2 * np.sin(X) ** 2))
 
 
 def test_captured_values_have_their_recorded_value():
@@ -432,6 +438,21 @@ def test_nothing_is_kept_alive():
         assert data[2]() is None
     finally:
         gc.enable()
+
+
+def test_threads_transform_by_themselves():
+    """Each thread has programs of its own; derivatives of derivatives in all of them at once."""
+
+    def work(k):
+        x = X + 0.1 * k
+        f = lambda x: function("autograd", "sine")(x).sum()
+        for _ in range(5):
+            close(grad(lambda x: (grad(f)(x) ** 2).sum())(x).numpy(), -np.sin(2 * x))
+            close(hessian(f)(array(x)).numpy(), np.diag(-np.sin(x)))
+        return k
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(8))) == list(range(8))
 
 
 # Linear maps -----------------------------------------------------------------------------------------------------------
@@ -609,8 +630,6 @@ def test_captured_adjfloats():
 
 
 def test_what_leaves_the_tape_is_refused():
-    import math
-
     for f in (lambda x: math.sin(x[0]), lambda x: float(x[0]) ** 2, lambda x: array(np.sin(x.numpy()).sum())):
         for transform in (grad, jacfwd, jacrev, hessian):
             with pytest.raises(NotDifferentiableError, match="not computed on the tape"):
