@@ -38,6 +38,7 @@ from pyadjoint_utils.errors import (
     PyadjointUtilsError,
     RemovedOptionError,
     ScheduleError,
+    SnapshotError,
     StaleTapeError,
     UnsupportedError,
 )
@@ -104,6 +105,7 @@ __all__ = [
     "ReducedFunctional",
     "RemovedOptionError",
     "ScheduleError",
+    "SnapshotError",
     "StaleTapeError",
     "Tape",
     "UnsupportedError",

@@ -39,6 +39,10 @@ class ScheduleError(PyadjointUtilsError, CheckpointError):
     """A schedule and the time loop that was recorded under it do not fit."""
 
 
+class SnapshotError(PyadjointUtilsError, OSError):
+    """A snapshot cannot be written to disk or read from it."""
+
+
 class UnsupportedError(PyadjointUtilsError, NotImplementedError):
     """A feature that exists elsewhere is refused here, with the reason."""
 

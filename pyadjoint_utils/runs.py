@@ -96,7 +96,7 @@ class Run:
     def __init__(self, steps: Steps, *, tangents: bool = False) -> None:
         self.steps, self._schedule, self._tangents = steps, steps.schedule, tangents
         self._actions: Iterator[Any] = self._schedule.actions()
-        self._snapshots = Snapshots()
+        self._snapshots = Snapshots(self._schedule.disk)
         self._live: dict[Any, None] = {}  # what a later Block needs
         self._held: dict[Any, None] = {}  # what only a derivative needs
         self.ready = False
@@ -120,7 +120,7 @@ class Run:
     def close(self) -> None:
         """Let go of everything that is not to last."""
         self._release(())
-        self._snapshots = Snapshots()
+        self._snapshots = Snapshots(self._schedule.disk)
         self.ready = False
 
     def forward(self, compute: Compute) -> Iterator[Block]:

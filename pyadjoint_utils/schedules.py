@@ -9,6 +9,7 @@ from checkpoint_schedules import CheckpointSchedule, Forward
 from pyadjoint import Block
 from pyadjoint.tape import TimeStepSequence
 
+from pyadjoint_utils.disk import Disk
 from pyadjoint_utils.errors import ArgumentTypeError, ScheduleError, UnsupportedError
 from pyadjoint_utils.recorder import Recorder
 
@@ -20,17 +21,23 @@ class Schedule:
 
     Args:
         schedule: one of checkpoint_schedules.
+        directory: where snapshots on disk go; None for a temporary folder.
         gc_timestep_frequency: collect garbage after so many steps; None for never.
         gc_generation: which generation is collected.
 
     Attributes:
+        disk: the snapshots' folder.
         steps: how many time steps were recorded; 0 as long as the loop goes on.
         recorder: what the recording stored, until an evaluation takes it over or lets it go.
         prologue: the Blocks before the loop, which no schedule speaks of: their values stay.
     """
 
     def __init__(
-        self, schedule: CheckpointSchedule, gc_timestep_frequency: int | None = None, gc_generation: int = 2
+        self,
+        schedule: CheckpointSchedule,
+        directory: Any = None,
+        gc_timestep_frequency: int | None = None,
+        gc_generation: int = 2,
     ) -> None:
         if not isinstance(schedule, CheckpointSchedule):
             raise ArgumentTypeError(
@@ -47,10 +54,11 @@ class Schedule:
             )
         self._template = _copied(schedule)
         self._garbage = gc_timestep_frequency, gc_generation
+        self.disk = Disk(directory)
         self.steps = 0
         self.prologue: frozenset[Block] = frozenset()
         self._following = _copied(schedule)
-        self.recorder: Recorder | None = Recorder(self._following)
+        self.recorder: Recorder | None = Recorder(self._following, self.disk)
         self._loop: Any = None
         self._finished_by_hand = False
 
@@ -138,7 +146,7 @@ class Schedule:
     def record_of(self, blocks: TimeStepSequence) -> Recorder | None:
         """Return what the recording stored if nothing was recorded since; whoever asks becomes the owner."""
         recorder = self.recorder
-        if recorder is None or recorder.length != len(blocks):
+        if recorder is None or recorder.lost or recorder.length != len(blocks):
             return None
         self.recorder = None
         return recorder
@@ -148,6 +156,11 @@ class Schedule:
         if self.recorder is not None:
             self.recorder.forget()
             self.recorder = None
+
+    def close(self) -> None:
+        """Remove everything that is stored."""
+        self.forget_record()
+        self.disk.close()
 
     def _record(self, step: int, blocks: TimeStepSequence, keep: Set[Any] = frozenset()) -> None:
         if self.recorder is not None:

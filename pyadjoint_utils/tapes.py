@@ -50,18 +50,25 @@ class Tape(pyadjoint.Tape):
         """Nothing to do, as above."""
 
     def enable_checkpointing(
-        self, schedule: Any, gc_timestep_frequency: int | None = None, gc_generation: int = 2
+        self,
+        schedule: Any,
+        gc_timestep_frequency: int | None = None,
+        gc_generation: int = 2,
+        *,
+        directory: Any = None,
     ) -> None:
         """Store of each time step what a schedule says, and compute the rest again when a derivative needs it.
 
-        What a schedule would store on disk is stored in memory.
+        Snapshots on disk are one file per array, removed when the tape is cleared or the process ends.
 
         Args:
             schedule: one of checkpoint_schedules.
             gc_timestep_frequency: collect garbage after so many time steps; None for never.
             gc_generation: which generation is collected.
+            directory: an existing folder for the snapshots that the schedule stores on disk; None for a temporary one.
 
         Raises:
+            ArgumentValueError: there is no such folder.
             ScheduleError: Blocks were recorded before, or the schedule was started elsewhere.
 
         Example:
@@ -84,8 +91,15 @@ class Tape(pyadjoint.Tape):
             )
         # What that schedule says is what a tape does without one.
         if not isinstance(schedule, SingleMemoryStorageSchedule):
-            manager = Schedule(schedule, gc_timestep_frequency, gc_generation)
+            manager = Schedule(schedule, directory, gc_timestep_frequency, gc_generation)
             self._checkpoint_manager = manager  # type: ignore[misc]  # a slot of upstream's
+
+    def clear_tape(self) -> None:
+        """Forget all Blocks, values and snapshots."""
+        manager = self._checkpoint_manager
+        super().clear_tape()
+        if isinstance(manager, Schedule):
+            manager.close()
 
     def timestepper(self, iterable: Iterable[Any]) -> Iterator[Any]:
         """Return an iterator over what a time loop runs over, which tells the tape where each time step begins.

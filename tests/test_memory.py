@@ -6,6 +6,7 @@ import weakref
 
 import numpy as np
 import pytest
+from checkpoint_schedules import MultistageCheckpointSchedule
 from pyadjoint.overloaded_type import OverloadedType
 from toy_engine import ToyArray, asnumpy, overload_toy, toy
 
@@ -17,6 +18,7 @@ from pyadjoint_utils import (
     ReducedFunctional,
     StaleTapeError,
     Tape,
+    array,
     compute_gradient,
     get_working_tape,
     overload,
@@ -80,6 +82,56 @@ def test_what_stands_in_a_variable_says_shape_and_dtype_and_holds_no_data():
         shell.numpy()
     with pytest.raises(StaleTapeError, match="saved_output"):
         _ = shell + 1.0
+
+
+# Under a schedule ------------------------------------------------------------------------------------------------------
+
+
+class Watch:
+    """A bar of Pyadjoint's kind that counts the states that are alive after each Block."""
+
+    count = peak = 0
+
+    def __init__(self, title, **kwargs):
+        pass
+
+    def iter(self, sequence):
+        for item in sequence:
+            yield item
+            Watch.peak = max(Watch.peak, Watch.count())
+
+
+def test_a_tape_under_a_schedule_holds_its_snapshots_and_three_states(monkeypatch):
+    jax = pytest.importorskip("jax")
+    steps, snapshots, size = 400, 10, 100_000
+    move = overload(lambda y: y - 0.1 * jax.numpy.sin(y) * y, "jax")
+    square = overload(lambda y: (y * y).sum(), "jax")
+    monkeypatch.setattr(Watch, "count", lambda: sum(a.size == size for a in jax.live_arrays()))
+    already = Watch.count()
+
+    def peak(action):
+        Watch.peak = 0
+        action()
+        return Watch.peak - already
+
+    with set_working_tape(Tape()) as tape:
+        tape.enable_checkpointing(MultistageCheckpointSchedule(steps, snapshots, 0))
+        tape.progress_bar = Watch
+        x = array(jax.numpy.linspace(0.0, 1.0, size))
+        y = x
+        Watch.peak = 0
+        for _ in tape.timestepper(range(steps)):
+            y = move(y)
+        rf = ReducedFunctional(square(y), Control(x))
+        del y
+    assert Watch.peak - already <= snapshots + 3
+    assert peak(rf.derivative) <= snapshots + 3
+    m = array(jax.numpy.linspace(0.0, 2.0, size))
+    # The program's own x stays beside the point m.
+    assert peak(lambda: rf(m)) <= snapshots + 4
+    assert peak(rf.derivative) <= snapshots + 4
+    assert peak(lambda: rf.hessian(m)) <= 2 * (snapshots + 4)
+    assert Watch.count() - already == 2
 
 
 # What evaluations have overwritten is derived again ---------------------------------------------------------------------
