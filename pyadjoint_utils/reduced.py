@@ -313,10 +313,10 @@ class ReducedFunction(AbstractReducedFunctional):
         """Return this function with evaluations and derivatives that run as compiled programs.
 
         Args:
-            **options: ``engines``, names of engines whose Blocks are merged although that takes long (PyTorch) or gains
-                little (autograd); ``memory``, what a loop keeps for its derivative: ``"all"`` that happens in it (the
-                default), the state at every ``"step"``, or at ``"sqrt"`` of their number, from which the rest is computed
-                again; ``turns=16``, the least number of repetitions that makes a loop; ``budget=60.0``, about how many
+            **options: ``engines``, names of engines whose Blocks are merged although these compile nothing (PyTorch,
+                autograd); ``memory``, what a loop keeps for its derivative: ``"all"`` that happens in it (the default),
+                the state at every ``"step"``, or at ``"sqrt"`` of their number, from which the rest is computed again;
+                ``turns=16``, the least number of repetitions that makes a loop; ``budget=60.0``, about how many
                 seconds compiling may take: what would take longer runs in smaller programs, or Block by Block.
 
         Returns:
