@@ -295,6 +295,14 @@ def test_what_a_caller_does_to_tensors_changes_nothing():
         torch.testing.assert_close(p.grad, 2 * torch.cos(p.detach()))
 
 
+def test_a_result_does_not_share_the_memory_of_a_value():
+    x = array(np.array([1.0, 2.0, 3.0]))
+    f = as_torch(ReducedFunction(x[1:], Control(x)))  # NumPy's result is a view
+    v = tensor([0.1, 0.2, 0.3])
+    f(v).mul_(3.0)
+    assert v.tolist() == [0.1, 0.2, 0.3]
+
+
 def test_a_tensor_that_was_written_to_between_is_noticed():
     x = array(np.array([1.0, 2.0]))
     f = as_torch(ReducedFunction(np.sin(x).sum(), Control(x)))
