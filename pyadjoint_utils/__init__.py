@@ -44,6 +44,7 @@ from pyadjoint_utils.errors import (
 )
 from pyadjoint_utils.flat import ReducedFunctionNumPy
 from pyadjoint_utils.functional import ReducedFunctional
+from pyadjoint_utils.gradients import grad, value_and_grad
 from pyadjoint_utils.matrices import hessian, jacfwd, jacrev
 from pyadjoint_utils.models import parameters
 from pyadjoint_utils.numpy_functions import install_on_adjfloat
@@ -59,7 +60,7 @@ from pyadjoint_utils.overloading import overload
 from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.stop import stop_gradient
 from pyadjoint_utils.tapes import Tape, push_tape, set_working_tape
-from pyadjoint_utils.transformations import cvjp, grad, hvp, jvp, linear_adjoint, linearize, value_and_grad, vjp
+from pyadjoint_utils.transformations import cvjp, hvp, jvp, linear_adjoint, linearize, vjp
 from pyadjoint_utils.values import array, asarray, ndarray
 from pyadjoint_utils.verification import Verification, taylor_test, taylor_to_dict, verify
 

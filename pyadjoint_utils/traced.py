@@ -8,7 +8,7 @@ needs them, so that a transformation whose results are only looked at leaves the
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -117,24 +117,26 @@ class Traced:
 
     # The tape outside ----------------------------------------------------------------------------------------------------
 
+    @cached_property
     def _foreign(self) -> list[Any]:
         """Blocks of other packages, such as arithmetic of AdjFloats."""
         return [b for b in self.tape.get_blocks() if any(type(bv) is not Variable for bv in b.get_outputs())]
 
+    @cached_property
     def _outside(self) -> list[Any]:
         """Variables from outside that Blocks of other packages use as they are."""
-        return [bv for b in self._foreign() for bv in b.get_dependencies() if not self.tape.owns(bv)]
+        return [bv for b in self._foreign for bv in b.get_dependencies() if not self.tape.owns(bv)]
 
-    @property
+    @cached_property
     def involved(self) -> bool:
         """Whether the program depends on something that is being recorded outside."""
         if self._outer is None:
             return False
-        return any(isinstance(source, OverloadedType) for source, _ in self.tape.entries) or bool(self._outside())
+        return any(isinstance(source, OverloadedType) for source, _ in self.tape.entries) or bool(self._outside)
 
     def handed(self) -> tuple[Any, Any]:
         """Return the result and the auxiliary data for use outside; the program has ended then."""
-        if self.involved and (isinstance(self._outer, ProgramTape) or self._foreign()):
+        if self.involved and (isinstance(self._outer, ProgramTape) or self._foreign):
             self.place()
         result = trees.unflatten(self.structure, [self._handed(array_of(leaf)) for leaf in self.outputs])
         aux = trees.mapped(self._handed, self._aux)
@@ -186,7 +188,7 @@ class Traced:
             self._on_the_outer_tape()._linearize()
             yield
             return
-        kept = [(bv, bv._checkpoint) for bv in self._outside() if isinstance(bv.output, AdjFloat)]
+        kept = [(bv, bv._checkpoint) for bv in self._outside if isinstance(bv.output, AdjFloat)]
         try:
             for bv, _ in kept:
                 bv._checkpoint = bv.output
