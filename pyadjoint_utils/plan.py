@@ -11,6 +11,7 @@ from pyadjoint.tape import stop_annotating
 from pyadjoint_utils.annotation import claim
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.engine import Aval
+from pyadjoint_utils.progress import watched
 from pyadjoint_utils.recorded import recorded_values
 from pyadjoint_utils.rule_block import RuleBlock
 from pyadjoint_utils.runs import Run, Steps
@@ -220,7 +221,7 @@ class Plan:
                 setattr(bv, kind, None)
 
     def _sweep(self, title: str, blocks: Iterable[Block], length: int) -> Iterable[Block]:
-        return self.tape._bar(title).iter(blocks)
+        return watched(self.tape._bar, title, blocks, length)
 
     def _consume(self, block: Block, *kinds: str) -> None:
         for bv in block.get_outputs():

@@ -3,6 +3,7 @@
 import copy
 import gc
 from collections.abc import Iterable, Iterator, Set
+from operator import length_hint
 from typing import Any
 
 from checkpoint_schedules import CheckpointSchedule, Forward
@@ -11,6 +12,7 @@ from pyadjoint.tape import TimeStepSequence
 
 from pyadjoint_utils.disk import Disk
 from pyadjoint_utils.errors import ArgumentTypeError, ScheduleError, UnsupportedError
+from pyadjoint_utils.progress import watched
 from pyadjoint_utils.recorder import Recorder
 
 
@@ -199,7 +201,7 @@ class TimeStepper:
 
     def __init__(self, tape: Any, iterable: Iterable[Any]) -> None:
         self._tape = tape
-        self._iterator = iter(tape.progress_bar("Taping forward").iter(iterable))
+        self._iterator = iter(watched(tape.progress_bar, "Taping forward", iterable, length_hint(iterable)))
         self._first = True
 
     def __iter__(self) -> Iterator[Any]:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pyadjoint
 from checkpoint_schedules import SingleMemoryStorageSchedule
 from pyadjoint import continue_annotation, get_working_tape, pause_annotation, stop_annotating
+from pyadjoint import tape as upstream_tape
 from pyadjoint.tape import TapePackageData
 
 from pyadjoint_utils.annotation import annotate_tape, claim
 from pyadjoint_utils.errors import ScheduleError, StaleTapeError, UnsupportedError
+from pyadjoint_utils.progress import TimedBar
 from pyadjoint_utils.schedules import Schedule, TimeStepper
 
 if TYPE_CHECKING:
@@ -93,6 +95,16 @@ class Tape(pyadjoint.Tape):
         if not isinstance(schedule, SingleMemoryStorageSchedule):
             manager = Schedule(schedule, directory, gc_timestep_frequency, gc_generation)
             self._checkpoint_manager = manager  # type: ignore[misc]  # a slot of upstream's
+
+    @property
+    def progress_bar(self) -> Any:
+        """The class of the bars that sweeps show: True for tqdm's, None or False for none, or one of Pyadjoint's."""
+        return self._bar
+
+    @progress_bar.setter
+    def progress_bar(self, bar: Any) -> None:
+        chosen = TimedBar if bar is True else (bar or upstream_tape._NullProgressBar)
+        self._bar = chosen  # type: ignore[misc]  # a slot of upstream's
 
     def clear_tape(self) -> None:
         """Forget all Blocks, values and snapshots."""
