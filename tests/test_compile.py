@@ -340,3 +340,10 @@ def test_a_long_run_is_cut_into_equal_pieces(e, monkeypatch):
     program = fast._function._current().policy.at(1)
     assert len(program.steps) > 3
     assert len({step.compiled for step in program.steps}) <= 3
+
+
+def test_a_second_cotangent_to_start_from(cube):
+    slow, _, _ = cube
+    fast = slow.compile()
+    fast(P)
+    close(fast.hessian(Q, hessian_input=0.7), 6 * P * B * Q + 0.7 * 3 * P**2 * B)

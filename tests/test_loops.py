@@ -294,3 +294,14 @@ def test_no_memory_is_kept_from_call_to_call():
         fast.derivative()
         fast.hessian([own(A), own(P)])
     assert len(jax.live_arrays()) <= before
+
+
+def test_collected_states_are_taken_in_another_order():
+    x, p = own(A), own(P)
+    states = [x]
+    for _ in range(N):
+        states.append(step(states[-1], p))
+    J = cost(x, D)
+    for k, y in enumerate(reversed(states[1:])):
+        J = J + cost(y, D * k)
+    check([J], [x, p], [(N, 1), (N, 2)])
