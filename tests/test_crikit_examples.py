@@ -69,10 +69,13 @@ def test_tensorflow():
     pytest.importorskip("tensorflow")
     import tensorflow.compat.v1 as tf
     from pyadjoint.overloaded_type import create_overloaded_object as coo
+    from tensorflow import keras
     from tensorflow.keras import layers
 
     from pyadjoint_utils.tensorflow_adjoint import run_tensorflow_graph
 
+    # In single precision some weights leave too little room for a rate between curvature and rounding.
+    keras.utils.set_random_seed(1)
     g = tf.Graph()
     with g.as_default():
         g_input = tf.placeholder(dtype=tf.float64, shape=(None, 2), name="input_data")
