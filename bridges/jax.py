@@ -121,6 +121,13 @@ class JaxEngine(Engine):
     def batch_of(self, f: Map, batched: Sequence[bool]) -> Map:
         return jax.vmap(f, in_axes=(tuple([0 if marked else None for marked in batched]), None))
 
+    def dependencies_of(self, f: Map, x: Sequence[Aval], c: Sequence[Any], n: int) -> Any | None:
+        from bridges.jax_dependencies import dependencies_of  # with scipy.sparse, which few need
+
+        avals = [value if isinstance(value, Aval) else self.aval(value) for value in (*x, *c)]
+        wide = any(aval.dtype in _WIDE for aval in avals) or jax.config.read("jax_enable_x64")
+        return dependencies_of(f, x, c, n, wide)
+
     def compile(self, f: Map, avals: Sequence[Aval]) -> Map:
         # A new function object: jit keeps one cache per object, and maps can share one.
         return self.run(jax.jit(lambda x, c: f(x, c)), avals)

@@ -72,7 +72,9 @@ def compute_jacobian_action(
     return ReducedFunction(J, m, tape).jac_action(m_dot)
 
 
-def compute_jacobian_matrix(J: Any, m: Any, m_jac: Any = None, tape: pyadjoint.Tape | None = None) -> Any:
+def compute_jacobian_matrix(
+    J: Any, m: Any, m_jac: Any = None, tape: pyadjoint.Tape | None = None, *, sparsity: Any = None
+) -> Any:
     """Return the Jacobian of values of the tape as dense matrices.
 
     Args:
@@ -80,6 +82,7 @@ def compute_jacobian_matrix(J: Any, m: Any, m_jac: Any = None, tape: pyadjoint.T
         m: one :class:`Control`, or a list of them.
         m_jac: matrices to multiply it with from the right, one for each control; None for the Jacobian itself.
         tape: the tape; None for the working one.
+        sparsity: ``"detect"`` or patterns, for sparse matrices.
 
     Returns:
         As :meth:`ReducedFunction.jac_matrix`.
@@ -90,7 +93,7 @@ def compute_jacobian_matrix(J: Any, m: Any, m_jac: Any = None, tape: pyadjoint.T
         >>> compute_jacobian_matrix(x * x, Control(x)).tolist()
         [[2.0, 0.0], [0.0, 4.0]]
     """
-    return ReducedFunction(J, m, tape).jac_matrix(m_jac)
+    return ReducedFunction(J, m, tape).jac_matrix(m_jac, sparsity)
 
 
 def compute_hessian_action(

@@ -167,6 +167,22 @@ class Engine:
 
         return loop
 
+    def dependencies_of(self, f: Map, x: Sequence[Aval], c: Sequence[Any], n: int) -> Any | None:
+        """Return which results of a map depend on which of its inputs, whatever the values are.
+
+        Args:
+            f: a map that is linear in ``x[n:]``.
+            x: shapes and dtypes of its inputs.
+            c: its constants: arrays that are the same in every call, and shapes and dtypes of those that are not.
+            n: the inputs before this one are not asked about.
+
+        Returns:
+            A boolean :class:`scipy.sparse.csr_array` with a row for each number of the results, one after the other, and a
+            column for each number of ``x[n:]``. It is exact or has too many entries, never too few. None if the engine
+            cannot tell.
+        """
+        return None
+
     def compile(self, f: Map, avals: Sequence[Aval]) -> Map:
         """Return ``f`` prepared for repeated calls on concrete arrays; ``avals`` describe the original function's."""
         return f

@@ -135,17 +135,19 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
         return self._function.hess_action(m_dot, self._scaled_seed(adj))
 
     @alone
-    def jac_matrix(self, m_jac: Any = None) -> Any:
+    def jac_matrix(self, m_jac: Any = None, sparsity: Any = None) -> Any:
         """Return the derivative as matrices; as :meth:`ReducedFunction.jac_matrix`, times ``scale``."""
-        result = self._function.jac_matrix(m_jac)
+        result = self._function.jac_matrix(m_jac, sparsity)
         if m_jac is not None:
             return self._scaled(result)
+        if sparsity is not None:
+            return self.controls.delist([(block * self.scale).astype(block.dtype) for block in Enlist(result)])
         return self.controls.delist([self._scaled(block) for block in Enlist(result)])
 
     @alone
-    def hess_matrix(self, adj: Any = None) -> Any:
+    def hess_matrix(self, adj: Any = None, sparsity: Any = None) -> Any:
         """Return the second derivatives as matrices; as :meth:`ReducedFunction.hess_matrix`, times ``scale``."""
-        return self._function.hess_matrix(self._scaled_seed(adj))
+        return self._function.hess_matrix(self._scaled_seed(adj), sparsity)
 
     def linear_operator(self, of: str = "jacobian", adj: Any = None) -> Any:
         """Return an operator of SciPy; as :meth:`ReducedFunction.linear_operator`, times ``scale``."""

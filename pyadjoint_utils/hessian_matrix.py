@@ -47,17 +47,21 @@ class Hessian:
 
     def matrix(self) -> list[list[ndarray]]:
         """Return the blocks, dense or over points; see :meth:`ReducedFunction.hess_matrix`."""
+        self.check_real()
+        pairs = {(j, k) for j in range(len(self.controls)) for k in range(len(self.controls))}
+        pointwise = pointwise_curvature(self.plan, list(self.seeds), self.controls)
+        self._check_memory(pairs, pointwise)
+        found = self._blocks(pairs - pointwise, False) | self._blocks(pointwise, True)
+        return [[held(found[j, k], bv) for k in range(len(self.controls))] for j, bv in enumerate(self.controls)]
+
+    def check_real(self) -> None:
+        """Raise if a control is complex: then there is no matrix."""
         for bv in self.controls:
             if aval_of(bv).dtype.kind == "c":
                 raise NotDifferentiableError(
                     "Second derivatives by complex numbers are no complex matrix: a Hessian action is linear over the real "
                     'numbers alone. Use hess_action, or linear_operator("hessian"), which acts on real and imaginary parts.'
                 )
-        pairs = {(j, k) for j in range(len(self.controls)) for k in range(len(self.controls))}
-        pointwise = pointwise_curvature(self.plan, list(self.seeds), self.controls)
-        self._check_memory(pairs, pointwise)
-        found = self._blocks(pairs - pointwise, False) | self._blocks(pointwise, True)
-        return [[held(found[j, k], bv) for k in range(len(self.controls))] for j, bv in enumerate(self.controls)]
 
     def times(self, directions: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return the controls' second adjoints along directions of the controls, both stacked along a leading axis."""

@@ -67,6 +67,8 @@ class Plan:
         if self.schedule is not None:
             lasting = (*self.sources, *self.outputs, *seen)
             self._steps = Steps(self.forward, self.derivative, lasting, self.schedule, tape.get_blocks())
+        # What was found out about the sparsity of derivatives along this way, by matrix and by pattern.
+        self.patterns: dict[Any, dict[Any, Any]] = {}
 
     def _computed(self, blocks: list[Block]) -> list[Block]:
         """The Blocks that an evaluation runs: those that depend on a source, and those whose values a schedule let go."""

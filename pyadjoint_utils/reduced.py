@@ -221,23 +221,27 @@ class ReducedFunction(AbstractReducedFunctional):
         return result
 
     @alone
-    def jac_matrix(self, m_jac: Any = None) -> Any:
+    def jac_matrix(self, m_jac: Any = None, sparsity: Any = None) -> Any:
         """Return the Jacobian as matrices, many directions in one sweep.
 
         Args:
             m_jac: None for the Jacobian itself; or a matrix for each control, of the control's shape followed by axes that
                 all of them share, to return the Jacobian times these.
+            sparsity: ``"detect"``, or a matrix of :mod:`scipy.sparse` whose entries, zeros included, say where there may be
+                derivatives; several in the layout of the result. A few products then give the whole matrix.
 
         Returns:
             Entry ``[i][j]`` has the shape of output i followed by the shape of control j, in the output's engine; lists are
             unwrapped where a single output or control was given. Where every path from control j to output i is pointwise,
             one of them by a function that was declared so, entry ``[i][j]`` holds the blocks of the points,
             ``(n, *out, *in)``: the shape of output i followed by the shape of control j without its first axis. With
-            ``m_jac``, entry ``[i]`` has the shape of output i followed by the shared axes.
+            ``m_jac``, entry ``[i]`` has the shape of output i followed by the shared axes. With ``sparsity``, it is
+            a :class:`scipy.sparse.csr_array` with a row for each number of output i and a column for each of control j.
 
         Raises:
             NotDifferentiableError: a complex function that is not holomorphic has no complex Jacobian.
-            ArgumentValueError: a function was declared pointwise and is not; the matrices do not fit in memory.
+            ArgumentValueError: a function was declared pointwise and is not; the matrices do not fit in memory; a sparsity
+                pattern has another shape than the matrix, or misses an entry.
 
         Example:
             >>> from pyadjoint_utils import Control, ReducedFunction, array
@@ -245,27 +249,37 @@ class ReducedFunction(AbstractReducedFunctional):
             >>> ReducedFunction(x * x, Control(x)).jac_matrix().tolist()
             [[2.0, 0.0], [0.0, 4.0]]
         """
-        from pyadjoint_utils.jacobian import jacobian_matrix  # it stands on what stands on this module
+        # These stand on what stands on this module.
+        if sparsity is None:
+            from pyadjoint_utils.jacobian import jacobian_matrix
 
-        return jacobian_matrix(self, m_jac)
+            return jacobian_matrix(self, m_jac)
+        from pyadjoint_utils.sparse_matrices import sparse_jacobian
+
+        if m_jac is not None:
+            raise ArgumentValueError("jac_matrix takes m_jac or sparsity. Multiply the sparse matrix: matrix @ m_jac.")
+        return sparse_jacobian(self, sparsity)
 
     @alone
-    def hess_matrix(self, adj: Any = None) -> Any:
+    def hess_matrix(self, adj: Any = None, sparsity: Any = None) -> Any:
         """Return all second derivatives of ``<adj, self>`` as matrices, many directions in one sweep.
 
         Args:
             adj: one cotangent per output, held fixed, None for outputs that do not count; None for 1, which only a real
                 scalar takes.
+            sparsity: as for :meth:`jac_matrix`; a pattern counts as symmetric.
 
         Returns:
             Entry ``[j][k]`` has the shape of control j followed by the shape of control k, in the engine of control j;
             unwrapped where a single control was given. Where the outputs depend on both controls along pointwise paths, or
             are sums and other linear functions of what does, it holds the blocks of the points, as for :meth:`jac_matrix`.
+            With ``sparsity`` it is sparse, also as there.
 
         Raises:
             NotDifferentiableError: a control is complex, for which there is no such matrix; or there is no ``adj`` for what
                 is no real scalar.
-            ArgumentValueError: a function was declared pointwise and is not; the matrices do not fit in memory.
+            ArgumentValueError: a function was declared pointwise and is not; the matrices do not fit in memory; a sparsity
+                pattern has another shape than the matrix, or misses an entry.
 
         Example:
             >>> from pyadjoint_utils import Control, ReducedFunction, array
@@ -273,9 +287,14 @@ class ReducedFunction(AbstractReducedFunctional):
             >>> ReducedFunction((x**3).sum(), Control(x)).hess_matrix().tolist()
             [[6.0, 0.0], [0.0, 12.0]]
         """
-        from pyadjoint_utils.hessian_matrix import hessian_matrix  # it stands on what stands on this module
+        # These stand on what stands on this module.
+        if sparsity is None:
+            from pyadjoint_utils.hessian_matrix import hessian_matrix
 
-        return hessian_matrix(self, adj)
+            return hessian_matrix(self, adj)
+        from pyadjoint_utils.sparse_matrices import sparse_hessian
+
+        return sparse_hessian(self, adj, sparsity)
 
     def linear_operator(self, of: str = "jacobian", adj: Any = None) -> Any:
         """Return the Jacobian or the Hessian as a :class:`scipy.sparse.linalg.LinearOperator`, for LSQR, GMRES or eigsh.

@@ -204,6 +204,7 @@ class LocalRules:
         self.n, self.m = len(ins), len(outs)
         self.in_avals = tuple([rules.inputs[i] for i in ins])
         self.out_avals = tuple([rules.outputs[k] for k in outs])
+        self.patterns: dict[Any, Any] = {}  # of these maps' sparsity, by constants
         self._of_size: dict[tuple[str, int], Rules] = {}
 
     def split(self, primals: Arrays, constants: Arrays) -> tuple[Arrays, Arrays]:
@@ -226,6 +227,12 @@ class LocalRules:
     def dual_map(self) -> Map:
         """Values and tangents: ``((*x, *dx), c) -> (*y, *dy)``."""
         return self.rules.engine.jvp_of(self.map, self.n)
+
+    @cached_property
+    def second_map(self) -> Map:
+        """The derivative of the adjoint alone: ``((*x, *yb, *dx, *dyb), c) -> dxb``."""
+        both, n = self.rules.engine.jvp_of(self.vjp_map, self.n + self.m), self.n
+        return lambda x, c: both(x, c)[n:]
 
     @cached_property
     def vjp(self) -> Map:
