@@ -8,6 +8,7 @@ packages are recorded at home alone.
 import itertools
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pyadjoint.tape as upstream
@@ -71,6 +72,11 @@ class Recorder:
     def records(self) -> bool:
         """Whether annotation is on, or will be on again after a ``stop_annotating``."""
         return self.on or any(self.saved)
+
+    def restore(self, on: bool, depth: int) -> None:
+        """Put the flag back, and forget every ``stop_annotating`` but the first ``depth``."""
+        del self.saved[depth:]
+        self.on = on
 
     def move_home(self, what: str) -> None:
         """Take Pyadjoint's globals over from a thread that has ended or does not record."""
@@ -136,6 +142,27 @@ def claim(what: str) -> None:
     me = _here.recorder
     if not me.home:
         me.move_home(what)
+
+
+def is_stopped() -> bool:
+    """Whether this thread is inside of a ``stop_annotating``."""
+    return bool(_here.recorder.saved)
+
+
+def without_annotation(call: Callable[[], Any]) -> Any:
+    """Return what a call returns that records nothing; Ctrl-C anywhere in it cannot leave the flag off."""
+    me = _here.recorder
+    on, depth = me.on, len(me.saved)
+    try:
+        try:
+            me.saved.append(on)
+            me.on = False
+            return call()
+        finally:
+            me.restore(on, depth)
+    except BaseException:
+        me.restore(on, depth)
+        raise
 
 
 def annotate_tape(kwargs: dict[str, Any] | None = None) -> bool:

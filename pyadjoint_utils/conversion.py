@@ -90,10 +90,10 @@ def connect(source: Any, target: Any) -> None:
     if isinstance(tape, ProgramTape):
         (source,) = tape.connected([source], [target])
     block = ConversionBlock(source)
-    tape.add_block(block)
     block.add_output(target.block_variable)
     if isinstance(target, ndarray):
         target._computed_in = thread_number()
+    tape.add_block(block)
 
 
 def copied(x: Any) -> ndarray:

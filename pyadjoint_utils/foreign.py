@@ -1,6 +1,7 @@
 """Blocks of other packages, which take one direction at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from pyadjoint import AdjFloat, Block
 
 from pyadjoint_utils.engine import owner_of
 from pyadjoint_utils.plan import aval_of, second_adjoint_of
+from pyadjoint_utils.tapes import afterwards
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import as_float, bare
 
@@ -23,12 +25,11 @@ def one_by_one(
     """The tangents or adjoints of a Block, as ``kind`` says; both are linear."""
     rows: list[list[Any]] = [[] for _ in targets]
     for k in range(next(count(value) for value in given if value is not None)):
-        _clear(block, kind)
-        _set(sources, given, kind, k)
-        (block.evaluate_tlm if kind == "tlm_value" else block.evaluate_adj)(markings=True)
-        for row, bv in zip(rows, targets, strict=True):
-            row.append(getattr(bv, kind))
-    _clear(block, kind)
+        with _clean(block, kind):
+            _set(sources, given, kind, k)
+            (block.evaluate_tlm if kind == "tlm_value" else block.evaluate_adj)(markings=True)
+            for row, bv in zip(rows, targets, strict=True):
+                row.append(getattr(bv, kind))
     return _stacked(rows, targets)
 
 
@@ -46,22 +47,29 @@ def one_by_one_twice(
     rows: list[list[Any]] = [[] for _ in deps]
     first: list[Any] = [None] * len(deps)
     for k in range(count(directions[0])):
-        _clear(block, *kinds)
-        _set(deps, dx, "tlm_value", k)
-        _set(outputs, adjoint, "adj_value", 0)
-        _set(outputs, dyb, "hessian_value", k)
-        second_adjoint_of(block)
-        first = [bv.adj_value for bv in deps]
-        for row, bv in zip(rows, deps, strict=True):
-            row.append(bv.hessian_value)
-    _clear(block, *kinds)
+        with _clean(block, *kinds):
+            _set(deps, dx, "tlm_value", k)
+            _set(outputs, adjoint, "adj_value", 0)
+            _set(outputs, dyb, "hessian_value", k)
+            second_adjoint_of(block)
+            first = [bv.adj_value for bv in deps]
+            for row, bv in zip(rows, deps, strict=True):
+                row.append(bv.hessian_value)
     return first, _stacked(rows, deps)
 
 
-def _clear(block: Block, *kinds: str) -> None:
-    for bv in (*block.get_dependencies(), *block.get_outputs()):
-        for kind in kinds:
+@contextmanager
+def _clean(block: Block, *kinds: str) -> Iterator[None]:
+    """Begin without these values of a Block's variables, and leave none, also after an exception."""
+    places = [(bv, kind) for bv in (*block.get_dependencies(), *block.get_outputs()) for kind in kinds]
+
+    def clear() -> None:
+        for bv, kind in places:
             setattr(bv, kind, None)
+
+    clear()
+    with afterwards(clear):
+        yield
 
 
 def _set(variables: Sequence[Any], given: Sequence[Any], kind: str, k: int) -> None:

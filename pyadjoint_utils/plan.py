@@ -15,7 +15,7 @@ from pyadjoint_utils.progress import watched
 from pyadjoint_utils.recorded import recorded_values
 from pyadjoint_utils.rule_block import RuleBlock
 from pyadjoint_utils.runs import Run, Steps
-from pyadjoint_utils.tapes import TapeState, schedule_of, state_of
+from pyadjoint_utils.tapes import TapeState, afterwards, schedule_of, state_of
 from pyadjoint_utils.variable import Variable, is_dropped, is_lost
 
 
@@ -222,6 +222,13 @@ class Plan:
             for kind in kinds:
                 setattr(bv, kind, None)
 
+    @contextmanager
+    def clean(self, *kinds: str) -> Iterator[None]:
+        """Begin without adjoint, tangent or Hessian values on the way, and leave none, also after an exception."""
+        self.clear(*kinds)
+        with afterwards(lambda: self.clear(*kinds)):
+            yield
+
     def _sweep(self, title: str, blocks: Iterable[Block], length: int) -> Iterable[Block]:
         return watched(self.tape._bar, title, blocks, length)
 
@@ -234,13 +241,13 @@ class Plan:
     @contextmanager
     def marks(self) -> Iterator[None]:
         """Mark what depends on the controls, as Pyadjoint's Blocks look for it."""
-        for bv in self.dependent:
-            bv.is_control_dependent = True
-        try:
+        with afterwards(lambda: self._mark(False)):
+            self._mark(True)
             yield
-        finally:
-            for bv in self.dependent:
-                bv.is_control_dependent = False
+
+    def _mark(self, dependent: bool) -> None:
+        for bv in self.dependent:
+            bv.is_control_dependent = dependent
 
     def _isolated(self, block: Block, evaluate: Callable[[Block], None], kinds: tuple[str, ...]) -> None:
         """Evaluate a Block, with a control hidden from the Block that once computed it."""

@@ -147,6 +147,6 @@ def put_on_tape(make: Callable[[list[Any]], Block], dependencies: list[Any], out
     if isinstance(tape, ProgramTape):
         dependencies = tape.connected(dependencies, outputs)
     block = make(dependencies)
-    tape.add_block(block)
     for y in outputs:
         block.add_output(y.create_block_variable())
+    tape.add_block(block)  # last: an interrupted recording leaves no Block without outputs

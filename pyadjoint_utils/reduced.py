@@ -175,11 +175,10 @@ class ReducedFunction(AbstractReducedFunctional):
         values = self._values()
         self.jac_action_cb_pre(values, self._controls.delist(directions))
         self._linearize()
-        self._tangent(directions)
-        results = [
-            _result(output, bv.tlm_value) for output, bv in zip(self._outputs, self._output_variables, strict=True)
-        ]
-        self._plan.clear("tlm_value")
+        with self._plan.clean("tlm_value"):
+            self._tangent(directions)
+            pairs = zip(self._outputs, self._output_variables, strict=True)
+            results = [_result(output, bv.tlm_value) for output, bv in pairs]
         result = self._outputs.delist(results)
         self.jac_action_cb_post(self._output_values(), result, values)
         return result
@@ -520,34 +519,28 @@ class ReducedFunction(AbstractReducedFunctional):
             state.owner = self
 
     def _tangent(self, directions: list[Any], *, stored: bool = False) -> None:
-        plan = self._plan
-        plan.clear("tlm_value")
         for control, direction in zip(self._controls, directions, strict=True):
             control.block_variable.tlm_value = _seed(direction)
-        plan.tangent(stored=stored)
+        self._plan.tangent(stored=stored)
 
     def _adjoint(self, seeds: list[Any]) -> list[Any]:
         self._linearize()
         plan = self._plan
-        plan.clear("adj_value")
-        self._seed(seeds, "adj_value")
-        plan.adjoint()
-        results = [self._derivative(plan, c, c.block_variable.adj_value) for c in self._controls]
-        plan.clear("adj_value")
-        return results
+        with plan.clean("adj_value"):
+            self._seed(seeds, "adj_value")
+            plan.adjoint()
+            return [self._derivative(plan, c, c.block_variable.adj_value) for c in self._controls]
 
     def _hessian(self, directions: list[Any], seeds: list[Any], second: list[Any] | None = None) -> list[Any]:
         self._linearize()
         plan = self._plan
-        self._tangent(directions, stored=True)
-        plan.clear("adj_value", "hessian_value")
-        self._seed(seeds, "adj_value")
-        if second is not None:
-            self._seed(second, "hessian_value")
-        plan.second_adjoint()
-        results = [self._derivative(plan, c, c.block_variable.hessian_value) for c in self._controls]
-        plan.clear("adj_value", "hessian_value", "tlm_value")
-        return results
+        with plan.clean("tlm_value", "adj_value", "hessian_value"):
+            self._tangent(directions, stored=True)
+            self._seed(seeds, "adj_value")
+            if second is not None:
+                self._seed(second, "hessian_value")
+            plan.second_adjoint()
+            return [self._derivative(plan, c, c.block_variable.hessian_value) for c in self._controls]
 
     def _seed(self, seeds: list[Any], kind: str) -> None:
         add = "add_adj_output" if kind == "adj_value" else "add_hessian_output"

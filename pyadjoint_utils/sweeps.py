@@ -59,9 +59,8 @@ def second_adjoints(program: Traced, directions: Seeds, cotangents: Seeds) -> li
 
 
 def _second(program: Traced, directions: Sequence[Any], cotangents: Sequence[Any]) -> list[ndarray]:
-    plan, kinds = program.plan, ("tlm_value", "adj_value", "hessian_value")
-    plan.clear(*kinds)
-    try:
+    plan = program.plan
+    with plan.clean("tlm_value", "adj_value", "hessian_value"):
         for bv, direction in zip(plan.controls, directions, strict=True):
             bv.tlm_value = direction
         plan.tangent()
@@ -69,8 +68,6 @@ def _second(program: Traced, directions: Sequence[Any], cotangents: Sequence[Any
             bv.add_adj_output(seed)
         plan.second_adjoint()
         return [result_like(x, bv.hessian_value, None) for x, bv in zip(program.ins, plan.controls, strict=True)]
-    finally:
-        plan.clear(*kinds)
 
 
 def refuse() -> list[ndarray]:
@@ -104,14 +101,11 @@ def check_holomorphic(program: Traced) -> None:
 
 
 def _one(plan: Plan, kind: str, given: dict[Any, Any], sweep: Callable[[], None]) -> dict[Any, Any]:
-    plan.clear(kind)
-    try:
+    with plan.clean(kind):
         for bv, value in given.items():
             setattr(bv, kind, value)
         sweep()
         return {bv: getattr(bv, kind) for bv in (*plan.controls, *plan.outputs)}
-    finally:
-        plan.clear(kind)
 
 
 def swept(

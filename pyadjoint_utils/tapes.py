@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyadjoint
 from checkpoint_schedules import SingleMemoryStorageSchedule
-from pyadjoint import continue_annotation, get_working_tape, pause_annotation, stop_annotating
+from pyadjoint import continue_annotation, get_working_tape, pause_annotation
 from pyadjoint import tape as upstream_tape
 from pyadjoint.tape import TapePackageData
 
-from pyadjoint_utils.annotation import annotate_tape, claim
+from pyadjoint_utils.annotation import annotate_tape, claim, is_stopped, thread_number, without_annotation
 from pyadjoint_utils.errors import ScheduleError, StaleTapeError, UnsupportedError
 from pyadjoint_utils.progress import TimedBar
 from pyadjoint_utils.schedules import Schedule, TimeStepper
@@ -140,6 +140,7 @@ class TapeState(TapePackageData):
         updates: values that were given to variables with :meth:`Control.update`.
         run: the execution of the tape's schedule that the values belong to.
         lock: held while a Block is evaluated for its values alone, outside of the tape's evaluations.
+        turn: the number of the thread that evaluates or differentiates.
     """
 
     def __init__(self) -> None:
@@ -147,7 +148,7 @@ class TapeState(TapePackageData):
         self.updates: dict[Any, Any] = {}
         self.run: Run | None = None
         self.lock = threading.RLock()
-        self.turn = threading.RLock()  # of the thread whose evaluation or derivative is under way
+        self.turn: dict[str, int] = {}  # not a lock, which Ctrl-C could leave locked for ever
 
     def update(self, variable: Any) -> None:
         """Take note that a variable was given another value, which the rest of the tape does not follow yet."""
@@ -204,19 +205,34 @@ def alone(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        turn = state_of(self.tape).turn
-        if not turn.acquire(blocking=False):
+        turn, here = state_of(self.tape).turn, thread_number()
+        mine = turn.get("thread") == here
+        if turn.setdefault("thread", here) != here:
             raise StaleTapeError(
                 "Another thread evaluates or differentiates on this tape right now: the values on it would be a mixture of "
                 "two points. Record a tape in each thread, or let the threads take turns."
             )
+        if mine and is_stopped():  # otherwise Ctrl-C came before the turn was given back
+            return method(self, *args, **kwargs)
         try:
-            with stop_annotating():
-                return method(self, *args, **kwargs)
+            return without_annotation(functools.partial(method, self, *args, **kwargs))
         finally:
-            turn.release()
+            turn.clear()
 
     return run
+
+
+@contextmanager
+def afterwards(cleanup: Callable[[], None]) -> Iterator[None]:
+    """Clean up whatever happens, and once more where Ctrl-C interrupts the cleaning."""
+    try:
+        try:
+            yield
+        finally:
+            cleanup()
+    except BaseException:
+        cleanup()
+        raise
 
 
 def schedule_of(tape: pyadjoint.Tape) -> Schedule | None:
