@@ -1,9 +1,10 @@
 """Run all benchmarks: ``python -m benchmarks``."""
 
-from benchmarks import blocks, compiled, inside, jacobians, long_loops, transformations
+from benchmarks import blocks, compiled, inside, jacobians, long_loops, sparse, transformations
 
 blocks.main()
 jacobians.main()
+sparse.main()
 transformations.main()
 inside.main()
 compiled.main()
