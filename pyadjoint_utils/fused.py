@@ -53,11 +53,19 @@ class Values(dict[int, Any]):
 
     def folded(self, array: Any, outer: int, inner: int) -> Any:
         """Return an array with its leading axis split into two."""
-        return self._function("reshape")(array, (outer, inner, *array.shape[1:]))
+        return self.reshaped(array, (outer, inner, *array.shape[1:]))
 
     def unfolded(self, array: Any, length: int) -> Any:
         """Return an array with its two leading axes made one."""
-        return self._function("reshape")(array, (length, *array.shape[2:]))
+        return self.reshaped(array, (length, *array.shape[2:]))
+
+    def reshaped(self, array: Any, shape: tuple[int, ...]) -> Any:
+        """Return an array in another shape."""
+        return self._function("reshape")(array, shape)
+
+    def moved(self, array: Any, axis: int, to: int) -> Any:
+        """Return an array with an axis in another place."""
+        return self._function("moveaxis")(array, axis, to)
 
     def joined(self, a: Any, b: Any) -> Any:
         """Return two arrays one after the other along their leading axis."""

@@ -17,6 +17,7 @@ class Grouping:
 
     def __init__(self, program: Program, engines: Sequence[Engine]) -> None:
         self.steps, self.engines = program.steps, list(engines)
+        self._constants = program.constants
         self.reasons: dict[int, str] = {}  # why a step is in no program, by its position
         self._candidates = [self._engines_of(i, step) for i, step in enumerate(self.steps)]
         producers = {slot: i for i, step in enumerate(self.steps) for slot in step.outputs}
@@ -33,10 +34,10 @@ class Grouping:
         """The engines that can run a step inside of a program."""
         found = []
         for engine in self.engines:
-            rules = step.rules(engine)
-            if rules is not None and rules.compiled:
+            lowered = step.lowered(engine, self._constants)
+            if lowered is not None and lowered.rules.compiled:
                 found.append(engine)
-            elif rules is not None:
+            elif lowered is not None:
                 self.reasons[i] = "jit=False: it may do what no program can hold"
         if not found and i not in self.reasons:
             self.reasons[i] = (

@@ -9,12 +9,31 @@ turn (a *row*). What later calls need of a turn is the last carry, or is *collec
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyadjoint_utils.engine import Arrays, Aval, Work
 from pyadjoint_utils.fused import Call, Fused, Row, Values
+from pyadjoint_utils.windows import Window
 
 MEMORY = ("all", "step", "sqrt")
+
+
+class Rows(NamedTuple):
+    """An operand of which every turn takes another part.
+
+    Attributes:
+        slots: those of all turns, or the one of an array that holds them.
+        window: what of that array turns read, if it is not one row each.
+    """
+
+    slots: Sequence[int]
+    window: Window | None = None
+
+    def of(self, values: Values) -> Any:
+        """Return the parts along a leading axis."""
+        if self.window is not None:
+            return self.window.rows(values, values.one(self.slots[0]))
+        return values.one(self.slots[0]) if len(self.slots) == 1 else values.stacked(self.slots)
 
 
 class Loop:
@@ -26,7 +45,8 @@ class Loop:
         registers: what is carried: the slots of the initial entries, one turn ago first; where an entry is never read,
             its aval.
         constants: slots.
-        rows: for each, the slots of all turns; or the one slot of a constant that holds them stacked.
+        rows: for each, the slots of all turns; or the one slot of a constant that holds them stacked; or that of an array
+            and the window that turns read of it.
         last: slots for the last entries of every register, None where nobody needs one.
         collected: for each, the slots for all turns, None where nobody needs one.
         length: how many turns.
@@ -38,7 +58,7 @@ class Loop:
         body: Fused,
         registers: Sequence[Sequence[int | Aval]],
         constants: Sequence[int],
-        rows: Sequence[Sequence[int]],
+        rows: Sequence["Rows"],
         last: Sequence[Sequence[int | None]],
         collected: Sequence[Sequence[int | None]],
         length: int,
@@ -47,14 +67,15 @@ class Loop:
         self.body, self.length, self.memory = body, length, memory
         self._registers, self._constants, self._rows = registers, constants, rows
         self._last, self._collected = last, collected
-        inputs: list[Any] = [*constants, *(slot for group in (*registers, *rows) for slot in group)]
+        inputs: list[Any] = [*constants, *(slot for group in (*registers, *[r.slots for r in rows]) for slot in group)]
         outputs = [slot for group in (*last, *collected) for slot in group]
         self.inputs = tuple([slot for slot in inputs if isinstance(slot, int)])
         self.outputs = tuple([slot for slot in outputs if slot is not None])
         self.key: Hashable = (
             *(body.key, length, memory, len(constants)),
             tuple([slot if isinstance(slot, Aval) else None for slot in inputs]),
-            tuple([len(group) for group in (*registers, *rows)]),
+            tuple([len(group) for group in registers]),
+            tuple([(len(r.slots), r.window) for r in rows]),
             tuple([slot is None for slot in outputs]),
         )
 
@@ -97,7 +118,7 @@ class Loop:
             ]
         )
         constants = tuple([values.one(slot) for slot in self._constants])
-        rows = tuple([values.one(g[0]) if len(g) == 1 else values.stacked(g) for g in self._rows])
+        rows = tuple([r.of(values) for r in self._rows])
         last, collected = self._turns(values, turn, initial, constants, rows)
         for slot, value in zip([slot for group in self._last for slot in group], last, strict=True):
             if slot is not None:

@@ -1,8 +1,8 @@
 """Blocks in the terms of an engine that did not run them: AdjFloat arithmetic and conversions are any engine's."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from pyadjoint import Block
@@ -11,6 +11,7 @@ from pyadjoint.adjfloat import AdjFloatExprBlock, _ops
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.conversion import ConversionBlock
 from pyadjoint_utils.engine import Arrays, Aval, Engine
+from pyadjoint_utils.indexing import indexing_of
 from pyadjoint_utils.plan import aval_of
 from pyadjoint_utils.rules import Rules
 
@@ -35,6 +36,39 @@ def rules_of(block: Block, engine: Engine) -> Rules | None:
     if type(block) is AdjFloatExprBlock:
         return _float_rules(engine, block._np_operator, len(block.get_dependencies()))
     return None
+
+
+class Lowered(NamedTuple):
+    """A Block as a part of a program of an engine.
+
+    Attributes:
+        rules: its function.
+        constants: the arrays of the engine that follow the values on the tape.
+        numbers: the numbers of an index, which follow in their place.
+    """
+
+    rules: Rules
+    constants: Arrays = ()
+    numbers: tuple[int, ...] = ()
+
+
+def lowered(block: Block, engine: Engine, fixed: Sequence[Any]) -> Lowered | None:
+    """Return a Block as a part of a program of an engine, or None where that cannot be.
+
+    Args:
+        block: a Block of a tape.
+        engine: the engine of the program.
+        fixed: for each dependency, its value if it never changes, else None.
+    """
+    if not isinstance(block, EngineBlock):
+        rules = rules_of(block, engine)
+        return None if rules is None else Lowered(rules)
+    own = block.rules.engine is engine
+    if engine.loops and (own or block.rules.engine.holds == "numpy"):
+        indexing = indexing_of(block.rules, engine, (*fixed, *block.constants))
+        if indexing is not None:
+            return Lowered(indexing[0], (), indexing[1])
+    return Lowered(block.rules, block.constants) if own else None
 
 
 @functools.cache

@@ -51,7 +51,7 @@ class Merging:
             if engine is not None and (len(steps) > 1 or steps[0].engine is not engine):
                 calls = [self._call(step, engine) for step in steps]
                 turns = self._turns if engine.loops else len(calls) + 1
-                rolling = Rolling(self._fresh, self._constants[engine].packed, turns=turns, memory=self.memory)
+                rolling = Rolling(self._fresh, self._constants[engine], turns=turns, memory=self.memory)
                 calls = rolling.rolled(calls, needed & {slot for step in steps for slot in step.outputs})
             result.append(Run(engine if calls else None, steps, calls))
             needed.update(slot for step in steps for slot in step.inputs)
@@ -101,7 +101,7 @@ class Merging:
             tuple([self._aval(slot) for slot in outputs]),
         )
         differentiable = [k for k, slot in enumerate(outputs) if slot in self._varied]
-        return Segment(rules, inputs, outputs, tuple([constants.arrays[slot] for slot in kept]), differentiable)
+        return Segment(rules, inputs, outputs, tuple([constants.array(slot) for slot in kept]), differentiable)
 
     def _aval(self, slot: int) -> Aval:
         aval = self.program.avals[slot]
@@ -109,19 +109,18 @@ class Merging:
         return aval
 
     def _call(self, step: Step, engine: Engine) -> Call:
-        rules = step.rules(engine)
-        assert rules is not None  # the engine can run it
-        constants = self._constants.setdefault(engine, Constants(engine, self._fresh))
+        lowered = step.lowered(engine, self.program.constants)
+        assert lowered is not None  # the engine can run it
+        rules, constants = lowered.rules, self._constants.setdefault(engine, Constants(engine, self._fresh))
         inputs, stops, casts = [], [], []
-        for i, (slot, aval) in enumerate(zip(step.inputs, rules.inputs, strict=False)):
+        for i, (slot, aval) in enumerate(zip(step.inputs, rules.inputs[: rules.dependencies], strict=False)):
             known = self._aval(slot)
             if known.dtype != aval.dtype and aval.differentiable:
                 casts.append(i)
             if i not in step.active and slot in self._varied and known.differentiable:
                 stops.append(i)
             inputs.append(constants.slot(self._boundary(slot, engine)) if slot in self.program.constants else slot)
-        if len(rules.inputs) > len(inputs):
-            inputs += [constants.slot(value) for value in step.constants]
+        inputs += [*map(constants.slot, lowered.constants), *map(constants.integer, lowered.numbers)]
         return Call(rules, inputs, step.outputs, stops, casts)
 
     def _boundary(self, slot: int, engine: Engine) -> Any:

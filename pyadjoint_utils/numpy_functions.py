@@ -91,17 +91,23 @@ def recorded_function(engine: Engine, name: str) -> Callable[..., Any]:
     """Return an engine's function of a NumPy name, overloaded; Python numbers among its arguments are static."""
     from pyadjoint_utils.overloading import Overloaded
 
-    function = engine.function(name)
+    function = taped_function(engine, name)
     if function is None:
         raise NotDifferentiableError(
             f"The engine {engine.name!r} has no function {name!r} for taped arrays. Write the computation as a function "
             f"of that engine and overload it, or take the data off the tape with x.numpy()."
         )
-    if name == "astype":
-        # An array of the new dtype goes along, so that an engine sees from its arguments which precision it works in.
-        astype = function
-        function = lambda x, like, dtype: astype(x, dtype)  # noqa: E731
-    return Overloaded(function, engine, name=name, static_numbers=True, nature=nature_of(name))
+    return Overloaded(function, engine, name=name, static_numbers=True, nature=nature_of(name), numpy_name=name)
+
+
+def taped_function(engine: Engine, name: str) -> Callable[..., Any] | None:
+    """Return an engine's function of a NumPy name with the arguments that it is recorded with, or None."""
+    function = engine.function(name)
+    if function is None or name != "astype":
+        return function
+    astype = function
+    # An array of the new dtype goes along, so that an engine sees from its arguments which precision it works in.
+    return lambda x, like, dtype: astype(x, dtype)
 
 
 def differentiator(value: Any) -> Engine:

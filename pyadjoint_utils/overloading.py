@@ -44,6 +44,7 @@ class Overloaded:
         name: str | None = None,
         static_numbers: bool = False,
         nature: Nature = UNKNOWN,
+        numpy_name: str | None = None,
     ) -> None:
         if not callable(function):
             raise ArgumentTypeError(
@@ -56,7 +57,7 @@ class Overloaded:
         self.arguments = Arguments(function, engine, self.name, argnums, static_argnums, static_argnames, pointwise)
         self.checkpoint, self.jit = checkpoint, jit
         self.out_pointwise = check_marks(out_pointwise, "out_pointwise", self.name)
-        self.static_numbers, self.nature = static_numbers, nature
+        self.static_numbers, self.nature, self.numpy_name = static_numbers, nature, numpy_name
         self._prepared: dict[Any, Prepared] = {}
         update_wrapper(self, function, updated=())
 

@@ -11,6 +11,7 @@ from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.captures import check_captures
 from pyadjoint_utils.engine import Arrays, Aval, get_engine
 from pyadjoint_utils.errors import ArgumentTypeError, CapturedValueError
+from pyadjoint_utils.named_calls import Arguments, NamedCall
 from pyadjoint_utils.points import Points, points_of_elementwise, with_outputs
 from pyadjoint_utils.program_tape import ProgramTape
 from pyadjoint_utils.rules import Rules
@@ -57,11 +58,14 @@ class Prepared:
         user_function = overloaded.function
         check_captures(user_function, self.name)
 
-        def flat(arrays: Arrays) -> Arrays:
+        def arguments(arrays: Arrays) -> Arguments:
             filled = list(template)
             for i, array in zip(order, arrays, strict=True):
                 filled[i] = array
-            args, kwargs = engine.unflatten(structure, filled)
+            return engine.unflatten(structure, filled)
+
+        def flat(arrays: Arrays) -> Arrays:
+            args, kwargs = arguments(arrays)
             RUNNING.engines.append(engine)
             RUNNING.names.append(self.name)
             try:
@@ -88,6 +92,8 @@ class Prepared:
             lasting=overloaded.static_numbers,
         )
         self.rules.nature = overloaded.nature
+        if overloaded.numpy_name is not None:
+            self.rules.named = NamedCall(overloaded.numpy_name, arguments)
 
     def _output(self, k: int, leaf: Any) -> Any:
         engine = self.engine

@@ -1,6 +1,6 @@
 """A plan as pure data: its Blocks as functions of arrays, evaluated without touching the tape."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.conversion import ConversionBlock
 from pyadjoint_utils.engine import Arrays, Aval, Engine, get_engine
 from pyadjoint_utils.foreign_block import ForeignBlock
-from pyadjoint_utils.lowering import rules_of
+from pyadjoint_utils.lowering import Lowered, lowered, rules_of
 from pyadjoint_utils.plan import Plan, aval_of
 from pyadjoint_utils.rules import Rules
 from pyadjoint_utils.tapes import TapeState, state_of
@@ -51,6 +51,7 @@ class Step:
             self.engine = None
         self.name = str(block) if self._own is None or isinstance(block, EngineBlock) else self._own.name
         self._foreign = ForeignBlock(block, state)
+        self._lowered: dict[Engine, Lowered | None] = {}
 
     def __repr__(self) -> str:
         return f"Step({self.name}, {self.inputs} -> {self.outputs})"
@@ -58,6 +59,18 @@ class Step:
     def rules(self, engine: Engine) -> Rules | None:
         """Return the function in the terms of an engine, or None where that cannot be."""
         return self._own if engine is self.engine else rules_of(self.block, engine)
+
+    def lowered(self, engine: Engine, constants: Mapping[int, Any]) -> Lowered | None:
+        """Return the function as a part of a program of an engine, or None where that cannot be.
+
+        Args:
+            engine: the engine.
+            constants: values that never change, by slot.
+        """
+        if engine not in self._lowered:
+            fixed = [constants.get(slot) for slot in self.inputs]
+            self._lowered[engine] = None if self._own is None else lowered(self.block, engine, fixed)
+        return self._lowered[engine]
 
     def value(self, values: Sequence[Any]) -> Sequence[Any]:
         """Return the outputs."""

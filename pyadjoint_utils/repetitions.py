@@ -1,13 +1,15 @@
 """Where calls repeat: find the period, and show what every operand of a turn is."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyadjoint_utils.fused import Fused
-from pyadjoint_utils.loops import Loop
+from pyadjoint_utils.fused import Call, Fused
+from pyadjoint_utils.loops import Loop, Rows
+from pyadjoint_utils.segments import Constants
+from pyadjoint_utils.windows import readings
 
 # Fewer turns than this are cheaper as they are; a loop forbids the compiler to merge the operations of several turns.
 TURNS = 16
@@ -28,7 +30,7 @@ class Rolling:
 
     Args:
         fresh: numbers of slots that nobody uses.
-        pack: given the slots of a row, returns the slot of a constant that holds them stacked, or None.
+        constants: what is known before the program runs.
         turns: the least number of turns that makes a loop.
         memory: what a loop keeps for the derivative.
     """
@@ -36,12 +38,13 @@ class Rolling:
     def __init__(
         self,
         fresh: Iterator[int],
-        pack: Callable[[Sequence[int]], int | None],
+        constants: Constants,
         *,
         turns: int = TURNS,
         memory: str = "all",
     ) -> None:
-        self._fresh, self._pack, self._turns, self._memory = fresh, pack, turns, memory
+        self._fresh, self._constants, self._turns, self._memory = fresh, constants, turns, memory
+        self._integers = constants.integers  # those of the bodies of loops come to it
 
     def rolled(self, calls: Sequence[Any], needed: set[int]) -> list[Any]:
         """Return calls that compute the same with loops instead of repetitions.
@@ -87,43 +90,62 @@ class Rolling:
             elif wanted:
                 collected.append(value)
 
+        following = iter(operands)
+        grouped = [[next(following) for _ in call.inputs] for call in body]
+        reading = readings(body, grouped, self._integers, length)
+
         entries = {(value, lag): next(self._fresh) for value, depth in depths.items() for lag in range(1, depth + 1)}
         initial: dict[Any, Any] = {(value, lag): body[value[0]].avals[value[1]] for value, lag in entries}
         constants: dict[int, int] = {}
-        rows: dict[tuple[int, ...], int] = {}
-        places = []
-        for operand in operands:
+        rows: dict[Rows, int] = {}
+
+        def constant(slot: int) -> int:
+            place = constants.setdefault(slot, next(self._fresh))
+            if slot in self._integers:
+                self._integers[place] = self._integers[slot]
+            return place
+
+        def place(operand: _Operand) -> int:
             if operand.lag:
                 for k in range(operand.lag):
                     initial[operand.source, operand.lag - k] = operand.slots[k]
-                places.append(entries[operand.source, operand.lag])
-            elif operand.source is not None:
-                places.append(inner[operand.source])
-            elif len(set(operand.slots)) == 1:
-                places.append(constants.setdefault(operand.slots[0], next(self._fresh)))
-            else:
-                places.append(rows.setdefault(tuple(operand.slots), next(self._fresh)))
+                return entries[operand.source, operand.lag]
+            if operand.source is not None:
+                return inner[operand.source]
+            if len(set(operand.slots)) == 1:
+                return constant(operand.slots[0])
+            return rows.setdefault(Rows(tuple(operand.slots)), next(self._fresh))
 
-        given = iter(places)
-        turn = [
-            call.at([next(given) for _ in call.inputs], [inner[j, o] for o in range(len(call.outputs))])
-            for j, call in enumerate(body)
-        ]
+        turn = []
+        for j, (call, given) in enumerate(zip(body, grouped, strict=True)):
+            outputs = [inner[j, o] for o in range(len(call.outputs))]
+            if j in reading:
+                part = reading[j]
+                row = rows.setdefault(Rows((part.source,), part.window), next(self._fresh))
+                numbers = [constant(n if isinstance(n, int) else self._constants.integer(*n)) for n in part.numbers]
+                turn.append(Call(part.rules, [row, *numbers], outputs, call.stops, call.casts))
+            else:
+                turn.append(call.at([place(operand) for operand in given], outputs))
         results = [inner[value] for value in (*depths, *collected)]
         fused = Fused(
             self.rolled(turn, set(results)), [*entries.values(), *constants.values(), *rows.values()], results
         )
-        packed = [self._pack(group) for group in rows]
+        packed = [self._packed(row) for row in rows]
         return Loop(
             fused,
             [[initial[value, lag] for lag in range(1, depth + 1)] for value, depth in depths.items()],
             list(constants),
-            [group if slot is None else (slot,) for group, slot in zip(rows, packed, strict=True)],
+            packed,
             [_wanted(slots[value][::-1][:depth], used) for value, depth in depths.items()],
             [_wanted(slots[value], used) for value in collected],
             length,
             self._memory,
         )
+
+    def _packed(self, rows: Rows) -> Rows:
+        """Rows of constants in one array."""
+        slot = None if rows.window is not None else self._constants.packed(rows.slots)
+        return rows if slot is None else Rows((slot,))
 
 
 def _wanted(slots: Sequence[int], used: set[int]) -> list[int | None]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, Work
 from pyadjoint_utils.errors import NotDifferentiableError
+from pyadjoint_utils.named_calls import NamedCall
 from pyadjoint_utils.points import UNKNOWN, Points
 
 
@@ -46,6 +47,7 @@ class Rules:
         self.outputs: tuple[Aval, ...] = ()  # known after the first run
         self.points: Points | None = None  # likewise
         self.nature = UNKNOWN
+        self.named: NamedCall | None = None  # if other engines have the same function
         self.lasting = lasting
         self.programs: dict[Any, Any] = {}  # programs that this function is a part of
         self._local: dict[tuple[tuple[int, ...], tuple[int, ...]], LocalRules] = {}

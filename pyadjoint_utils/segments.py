@@ -121,6 +121,7 @@ class Constants:
     def __init__(self, engine: Engine, fresh: Iterator[int]) -> None:
         self.engine, self._fresh = engine, fresh
         self.arrays: dict[int, Any] = {}
+        self.integers: dict[int, int] = {}  # the numbers of indices
         self._known: dict[Hashable, int] = {}
         self._kept: list[Any] = []  # so that no other array gets the identity of one that is known
 
@@ -131,6 +132,22 @@ class Constants:
             slot = self._known[id(value)] = self._by_value(value)
             self._kept.append(value)
         return slot
+
+    def integer(self, number: int) -> int:
+        """Return the slot of a number of an index."""
+        slot = self._known.get((int, number))
+        if slot is None:
+            # It becomes an array if a program takes it.
+            slot = self._known[int, number] = self._new(np.asarray(number, np.int32))
+            self.integers[slot] = number
+        return slot
+
+    def array(self, slot: int) -> Any:
+        """Return a constant as a program takes it."""
+        value = self.arrays[slot]
+        if slot in self.integers and type(value) is np.ndarray:
+            value = self.arrays[slot] = self.engine.enter(value)
+        return value
 
     def _by_value(self, value: Any) -> int:
         if type(value) not in self.engine.array_types:
@@ -157,10 +174,14 @@ class Constants:
 
     def packed(self, slots: Sequence[int]) -> int | None:
         """Return the slot of a constant that holds several stacked; None if one of them is no constant."""
-        if not all(type(self.arrays.get(slot)) in self.engine.array_types for slot in slots):
+        if not all(type(self.arrays.get(slot)) in self.engine.array_types or slot in self.integers for slot in slots):
             return None
         key = tuple(slots)
         if key not in self._known:
-            stack = np.stack([self.engine.to_numpy(self.arrays[slot]) for slot in slots])
+            stack = np.stack([self._numpy(slot) for slot in slots])
             self._known[key] = self._new(self.engine.enter(stack))
         return self._known[key]
+
+    def _numpy(self, slot: int) -> np.ndarray:
+        value = self.arrays[slot]
+        return value if type(value) is np.ndarray else self.engine.to_numpy(value)

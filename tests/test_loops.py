@@ -127,14 +127,6 @@ def test_a_control_for_every_step():
     check([y], [x, *forcing], [(N, 1)])
 
 
-def test_a_forcing_that_is_indexed():
-    x, forcing = own(A), own(np.random.default_rng(5).uniform(0.1, 1.0, (N, 3)))
-    y = x
-    for k in range(N):
-        y = step(y, forcing[k])
-    check([y], [x, forcing])
-
-
 def test_all_states_are_outputs():
     x, p = own(A), own(P)
     states = [x]
@@ -305,3 +297,146 @@ def test_collected_states_are_taken_in_another_order():
     for k, y in enumerate(reversed(states[1:])):
         J = J + cost(y, D * k)
     check([J], [x, p], [(N, 1), (N, 2)])
+
+
+# An array that is indexed by the number of the step ----------------------------------------------------------------------
+
+
+@overload_jax
+def forced(y, f, g=0.0):
+    return y + 0.1 * jnp.sin(y) * f + 0.1 * g * f
+
+
+READINGS = {
+    "f[k, :]": (lambda f, k: (f[k, :],), (N, 3)),
+    "f[:, k]": (lambda f, k: (f[:, k],), (3, N)),
+    "f[k], f[k + 1]": (lambda f, k: (f[k], f[k + 1]), (N + 1, 3)),
+    "f[2 * k] and others of two strides": (lambda f, k: (f[2 * k] + f[2 * k + 1], f[2 * k + 2]), (2 * N + 1, 3)),
+    "f[3 * k], f[3 * k + 1], no rest": (lambda f, k: (f[3 * k], f[3 * k + 1]), (3 * N - 1, 3)),
+    "f[0, k], f[1, k]": (lambda f, k: (f[0, k], f[1, k]), (2, N, 3)),
+    "f[k, ::2], f[..., k]": (lambda f, k: (f[k, ::2], f[:3, None, ..., k][:, 0]), (N, N)),
+    "backwards": (lambda f, k: (f[2 * N - 1 - 2 * k], f[2 * N - 2 - 2 * k]), (2 * N, 3)),
+}
+
+
+def shapes_in_loops(rf, values):
+    """The sizes of all arrays inside of the loops of value and gradient."""
+    import jax
+
+    (segment,) = rf._current().policy.at(1).steps
+    rules, n = segment.compiled, len(values)
+    both = rules.engine.value_and_vjp_of(rules.at(tuple(range(n)), (0,)).whole, n, (0,))
+    with jax.enable_x64(True):
+        jaxpr = jax.make_jaxpr(both)((*map(jnp.asarray, values), jnp.ones(3)), segment.constants).jaxpr
+    return [v.aval.size for e in _equations(jaxpr) if e.primitive.name == "scan" for v in _inner(e)]
+
+
+def _equations(jaxpr):
+    import jax.extend
+
+    for equation in jaxpr.eqns:
+        yield equation
+        for part in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from _equations(part)
+
+
+def _inner(scan):
+    (body,) = [scan.params["jaxpr"].jaxpr]
+    return [v for equation in _equations(body) for v in equation.outvars]
+
+
+@pytest.mark.parametrize(("engine", "kinds"), [("jax", list(READINGS)), ("numpy", ["f[:, k]", "f[k], f[k + 1]"])])
+def test_a_forcing_that_is_indexed(engine, kinds):
+    """Each turn gets its part; nothing of the forcing's full size is computed in a turn."""
+    rng = np.random.default_rng(5)
+    data = [rng.uniform(0.1, 1.0, READINGS[kind][1]) for kind in kinds]
+    x, forcings = own(A), [own(f) if engine == "jax" else array(f) for f in data]
+    y = x
+    for kind, forcing in zip(kinds, forcings, strict=True):
+        for k in range(N):
+            y = forced(y, *[f[:3] if f.shape[0] > 3 else f for f in READINGS[kind][0](forcing, k)])
+        y = step(y, D) * 0.2
+    slow = ReducedFunction([y], [Control(c) for c in (x, *forcings)])
+    fast = slow.compile()
+    m, (v,) = [rng.uniform(0.1, 1.0, np.shape(c)) for c in (x, *forcings)], [rng.uniform(0.1, 1.0, 3)]
+    same(fast(m), slow(m))
+    same(fast.adj_jac_action([v]), slow.adj_jac_action([v]))
+    assert [length for length, _ in loops(fast)] == [N] * len(kinds)
+    assert max(shapes_in_loops(fast, [A, *data])) <= 2 * 3 * 3 + 2
+
+
+@pytest.mark.parametrize("memory", ["step", "sqrt"])
+def test_a_forcing_with_less_memory(memory):
+    """To second order, like all that follow."""
+    x, forcing = own(A), own(np.random.default_rng(5).uniform(0.1, 1.0, (N + 1, 3)))
+    y = x
+    for k in range(N):
+        y = forced(y, forcing[k], forcing[k + 1])
+    check([y], [x, forcing], [(N, 3)], memory=memory)
+
+
+def test_a_forcing_that_is_computed_before():
+    x, p = own(A), own(P)
+    forcing = overload_jax(lambda p: jnp.outer(jnp.arange(1.0, N + 1), p))(p)
+    y = x
+    for k in range(N):
+        y = forced(y, forcing[k])
+    fast = check([y], [x, p])
+    assert max(shapes_in_loops(fast, [A, P])) == 3
+
+
+def test_a_forcing_that_is_a_constant():
+    x, forcing = own(A), own(np.random.default_rng(5).uniform(0.1, 1.0, (N, 3)))
+    y = x
+    for k in range(N):
+        y = forced(y, forcing[k])
+    check([y], [x], [(N, 1)])
+
+
+def test_a_forcing_that_is_carried():
+    """The value at the end of a step is the one at the beginning of the next."""
+    x, forcing = own(A), own(np.random.default_rng(5).uniform(0.1, 1.0, (N + 1, 3)))
+    y, before = x, forcing[0]
+    for k in range(N):
+        after = forcing[k + 1]
+        y = forced(y, before, after)
+        before = after
+    check([y, before], [x, forcing], [(N, 2)])
+
+
+def test_a_forcing_of_a_loop_in_a_loop():
+    x, forcing = own(A), own(np.random.default_rng(5).uniform(0.1, 1.0, (200, 3)))
+    y, written = x, []
+    for k in range(200):
+        y = forced(y, forcing[k])
+        if k % 10 == 9:
+            written.append(cost(y, D))
+    check(written, [x, forcing], [(20, 21), (10, 2)], turns=10)
+
+
+def test_a_forcing_with_an_index_for_each_of_two_loops():
+    x, forcing = own(A), own(np.random.default_rng(5).uniform(0.1, 1.0, (8, 10, 3)))
+    y = x
+    for i in range(8):
+        for j in range(10):
+            y = forced(y, forcing[i, j])
+        y = step(y, D)
+    fast = check([y], [x, forcing], turns=8)
+    assert loops(fast) == [(8, 21), (10, 2)]
+
+
+@pytest.mark.parametrize("index", [lambda k: k * k % 7, lambda k: (k, k % 5)])
+def test_a_forcing_that_moves_otherwise(index):
+    x, forcing = own(A), own(np.random.default_rng(5).uniform(0.1, 1.0, (N, 5, 3)))
+    y = x
+    for k in range(N):
+        y = forced(y, forcing[index(k)].sum() * 0.1)
+    check([y], [x, forcing])
+
+
+def test_a_number_of_an_index_that_is_on_the_tape():
+    x, forcing = own(A), own(np.random.default_rng(5).uniform(0.1, 1.0, (N, 3)))
+    y = x
+    for k in range(N):
+        y = forced(y, forcing[array(np.asarray(k))])
+    check([y], [x, forcing])
