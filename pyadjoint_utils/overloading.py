@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Callable, Sequence
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from typing import Any
 
 import numpy as np
-from pyadjoint import AdjFloat
+from pyadjoint import AdjFloat, get_working_tape
 from pyadjoint.overloaded_type import OverloadedType
 
 from pyadjoint_utils.annotation import annotate_tape, claim
@@ -17,6 +17,7 @@ from pyadjoint_utils.errors import ArgumentTypeError, RemovedOptionError
 from pyadjoint_utils.points import UNKNOWN, Nature, check_marks
 from pyadjoint_utils.prepared import PYTHON_NUMBERS, Key, Prepared
 from pyadjoint_utils.running import RUNNING
+from pyadjoint_utils.tapes import state_of
 from pyadjoint_utils.values import ndarray
 
 # How engines speak of dtypes that do not fit together.
@@ -110,6 +111,8 @@ class Overloaded:
         # So is one that an engine that computes asynchronously may read later.
         recording = annotate_tape()
         keep = recording or engine.traces
+        tape = get_working_tape() if recording else None
+        stored = None if tape is None else state_of(tape).constants
         static = self.arguments.static(args, kwargs)
         taped: list[int] = []
         constant: list[int] = []
@@ -153,7 +156,10 @@ class Overloaded:
             elif type(leaf) in types:
                 aval = engine.aval(leaf)
                 constant.append(i)
-                constants.append(engine.copy(leaf) if keep else leaf)
+                if stored is not None:
+                    constants.append(stored.array(leaf, engine, engine))
+                else:
+                    constants.append(engine.copy(leaf) if keep else leaf)
             elif (owner := owner_of(np.asarray(leaf) if isinstance(leaf, np.generic) else leaf)) is not None:
                 array = np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
                 if isinstance(array, np.ndarray) and array.dtype.kind == "O":
@@ -171,7 +177,10 @@ class Overloaded:
                         f"call it outside and let the tape compose the derivatives, or detach it in {owner.name}",
                     )
                 constant.append(i)
-                constants.append(convert(owner.copy(array) if keep else array, engine))
+                if stored is not None:
+                    constants.append(stored.array(array, owner, engine))
+                else:
+                    constants.append(convert(owner.copy(array) if keep else array, engine))
             else:
                 if (other := tracing_engine(leaf)) is not None:
                     raise self._error(
@@ -187,7 +196,8 @@ class Overloaded:
                 statics.append((i, hashable(leaf)))
             avals.append(aval)
         if numbers:
-            self._enter_numbers(leaves, numbers, avals, taped, values, constant, constants)
+            number = engine.number if stored is None else partial(stored.number, engine)
+            self._enter_numbers(number, leaves, numbers, avals, taped, values, constant, constants)
         active = self.arguments.active(taped, avals, args, kwargs)
         key = Key(
             structure,
@@ -221,6 +231,7 @@ class Overloaded:
 
     def _enter_numbers(
         self,
+        number: Callable[[complex, np.dtype], Any],
         leaves: list[Any],
         numbers: list[int],
         avals: list[Aval | None],
@@ -250,7 +261,7 @@ class Overloaded:
             if i in taped:
                 values[taped.index(i)] = self.engine.enter(np.asarray(leaf, dtype))
             else:
-                constants[constant.index(i)] = self.engine.number(leaf, dtype)
+                constants[constant.index(i)] = number(leaf, dtype)
 
     def _explain_precision(self, error: Exception, key: "Key", args: Any, kwargs: Any) -> None:
         """Say in our words what engines say in theirs when a function mixes precisions that they do not promote."""

@@ -13,6 +13,7 @@ from pyadjoint import tape as upstream_tape
 from pyadjoint.tape import TapePackageData
 
 from pyadjoint_utils.annotation import annotate_tape, claim, is_stopped, thread_number, without_annotation
+from pyadjoint_utils.constants import KeptConstants
 from pyadjoint_utils.errors import ScheduleError, StaleTapeError, UnsupportedError
 from pyadjoint_utils.progress import TimedBar
 from pyadjoint_utils.schedules import Schedule, TimeStepper
@@ -141,6 +142,7 @@ class TapeState(TapePackageData):
         run: the execution of the tape's schedule that the values belong to.
         lock: held while a Block is evaluated for its values alone, outside of the tape's evaluations.
         turn: the number of the thread that evaluates or differentiates.
+        constants: what the Blocks have beside values of the tape.
     """
 
     def __init__(self) -> None:
@@ -149,6 +151,7 @@ class TapeState(TapePackageData):
         self.run: Run | None = None
         self.lock = threading.RLock()
         self.turn: dict[str, int] = {}  # not a lock, which Ctrl-C could leave locked for ever
+        self.constants = KeptConstants()
 
     def update(self, variable: Any) -> None:
         """Take note that a variable was given another value, which the rest of the tape does not follow yet."""
