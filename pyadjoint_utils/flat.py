@@ -1,5 +1,6 @@
-"""Reduced functions over flat NumPy vectors, and their Jacobians as SciPy's linear operators."""
+"""Reduced functions over flat NumPy vectors."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from pyadjoint.enlisting import Enlist
 
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
 from pyadjoint_utils.functional import ReducedFunctional
+from pyadjoint_utils.memory import check_matrix
 from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import entered
@@ -78,6 +80,58 @@ class ReducedFunctionNumPy:
 
     hess_action = hessian
 
+    def jac_matrix(self, m_jac: np.ndarray | None = None, sparsity: Any = None) -> Any:
+        """Return the Jacobian where the function was evaluated last.
+
+        Args:
+            m_jac: None for the Jacobian itself; or a matrix of shape ``(columns, ...)`` to return the Jacobian times it.
+            sparsity: ``"detect"``, or a pattern of the whole matrix; as for :meth:`ReducedFunction.jac_matrix`.
+
+        Returns:
+            A NumPy array of shape :attr:`shape`, float64 or complex128; with ``m_jac`` of shape ``(rows, ...)``; with
+            ``sparsity`` a :class:`scipy.sparse.csr_array`.
+
+        Raises:
+            As :meth:`ReducedFunction.jac_matrix`.
+
+        Example:
+            >>> from pyadjoint_utils import Control, ReducedFunction, ReducedFunctionNumPy, array
+            >>> x = array([[1.0, 2.0]])
+            >>> ReducedFunctionNumPy(ReducedFunction(x * x, Control(x))).jac_matrix().tolist()
+            [[2.0, 0.0], [0.0, 4.0]]
+        """
+        rows, columns = self._function._outputs, self._function._controls
+        if m_jac is not None:
+            given = self._parts(np.asarray(m_jac))
+            found = Enlist(self.rf.jac_matrix(columns.delist(given), sparsity))
+            return _joined([np.asarray(block.numpy()) for block in found], self._outputs)
+        if sparsity is None:
+            self._check_memory(
+                "Jacobian", self._outputs, 'jac_matrix(sparsity="detect"), linear_operator() or jac_action'
+            )
+        blocks = self.rf.jac_matrix(sparsity=self._split(sparsity, self._outputs, rows))
+        return _assembled(blocks, rows, columns, self._outputs, self._controls)
+
+    def hess_matrix(self, y: np.ndarray | None = None, sparsity: Any = None) -> Any:
+        """Return all second derivatives of ``<y, self>`` where the function was evaluated last.
+
+        Args:
+            y: a flat cotangent; None for 1, which only a real scalar takes.
+            sparsity: ``"detect"``, or a pattern of the whole matrix; as for :meth:`ReducedFunction.hess_matrix`.
+
+        Returns:
+            A symmetric float64 array, or a :class:`scipy.sparse.csr_array` with ``sparsity``.
+
+        Raises:
+            As :meth:`ReducedFunction.hess_matrix`.
+        """
+        seed = None if y is None else self._unflat(y, self._outputs, "seed", self._function._outputs)
+        if sparsity is None:
+            self._check_memory("Hessian", self._controls, 'hess_matrix(sparsity="detect") or hess_action')
+        columns = self._function._controls
+        blocks = self.rf.hess_matrix(seed, self._split(sparsity, self._controls, columns))
+        return _assembled(blocks, columns, columns, self._controls, self._controls)
+
     def get_rf_input(self, x: np.ndarray) -> Any:
         """Return a flat vector as values for the reduced function."""
         return self._unflat(x, self._controls, "vector of controls", self._function._controls)
@@ -112,6 +166,79 @@ class ReducedFunctionNumPy:
             values.append(_shaped(part, like, what))
             offset += _size(like)
         return enlisted.delist(values)
+
+    # Matrices ----------------------------------------------------------------------------------------------------------
+
+    def _parts(self, matrix: np.ndarray) -> list[np.ndarray]:
+        """The rows of a matrix by control."""
+        length = self.shape[1]
+        if matrix.shape[:1] != (length,):
+            raise ArgumentValueError(
+                f"m_jac must have {length} rows, one for each number of the controls; got {matrix.shape}."
+            )
+        parts = np.split(matrix, np.cumsum([_size(c) for c in self._controls])[:-1])
+        return [p.reshape((*_shape(c), *matrix.shape[1:])) for p, c in zip(parts, self._controls, strict=True)]
+
+    def _split(self, sparsity: Any, rows: Sequence[Any], enlisted: Any) -> Any:
+        """A pattern of the whole matrix in the layout of the blocks."""
+        from scipy import sparse  # imported where it is used
+
+        if not sparse.issparse(sparsity):
+            return sparsity
+        shape = sum(map(_size, rows)), self.shape[1]
+        if sparsity.shape != shape:
+            raise ArgumentValueError(f"sparsity has the shape {sparsity.shape}, but the matrix has the shape {shape}.")
+        pattern = sparse.csr_array(sparsity)
+        ends = [np.cumsum([0, *map(_size, side)]) for side in (rows, self._controls)]
+        blocks = [
+            self._function._controls.delist([pattern[a:b, c:d] for c, d in itertools.pairwise(ends[1])])
+            for a, b in itertools.pairwise(ends[0])
+        ]
+        return enlisted.delist(blocks)
+
+    def _check_memory(self, what: str, rows: Sequence[Any], remedy: str) -> None:
+        shape = sum(map(_size, rows)), self.shape[1]
+        itemsize = np.result_type(np.float64, *map(_dtype, rows)).itemsize
+        check_matrix(what, [shape], shape[0] * shape[1] * itemsize, remedy)
+
+
+def _assembled(blocks: Any, rows: Any, columns: Any, outputs: Sequence[Any], controls: Sequence[Any]) -> Any:
+    """The blocks of all pairs as one matrix."""
+    lines = [_listed(line, columns) for line in _listed(blocks, rows)]
+    if not isinstance(lines[0][0], ndarray):
+        from scipy import sparse  # imported where it is used
+
+        wide = np.result_type(np.float64, *[block.dtype for line in lines for block in line])
+        return sparse.block_array(lines, format="csr", dtype=wide)
+    pairs = [zip(line, controls, strict=True) for line in lines]
+    parts = [[_dense(block.numpy(), y, x) for block, x in line] for y, line in zip(outputs, pairs, strict=True)]
+    return np.block(parts).astype(np.result_type(np.float64, *[part for line in parts for part in line]), copy=False)
+
+
+def _listed(values: Any, enlisted: Any) -> list[Any]:
+    return list(values) if enlisted.listed else [values]
+
+
+def _dense(block: np.ndarray, output: Any, control: Any) -> np.ndarray:
+    """A block as a matrix; what holds the blocks of points has one axis less and stands on the diagonal."""
+    shape = _size(output), _size(control)
+    if block.ndim == len(_shape(output)) + len(_shape(control)):
+        return block.reshape(shape)
+    count = max(1, len(block))
+    full = np.zeros((count, shape[0] // count, count, shape[1] // count), block.dtype)
+    points = np.arange(len(block))
+    full[points, :, points] = block.reshape(len(block), *full.shape[1::2])
+    return full.reshape(shape)
+
+
+def _joined(parts: Sequence[np.ndarray], likes: Sequence[Any]) -> np.ndarray:
+    """The rows of all outputs in one matrix."""
+    rows = [part.reshape((_size(y), *part.shape[len(_shape(y)) :])) for part, y in zip(parts, likes, strict=True)]
+    return np.concatenate(rows, dtype=np.result_type(np.float64, *rows))
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return value.shape if isinstance(value, ndarray) else ()
 
 
 def _size(value: Any) -> int:

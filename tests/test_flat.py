@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import sparse
 from scipy.sparse.linalg import gmres, lsqr
 
 from pyadjoint_utils import (
@@ -12,6 +13,7 @@ from pyadjoint_utils import (
     ReducedFunctional,
     ReducedFunctionNumPy,
     array,
+    overload_numpy,
 )
 
 RNG = np.random.default_rng(3)
@@ -45,6 +47,65 @@ def test_value_and_actions_equal_closed_forms():
     np.testing.assert_array_equal(flat.get_controls(), POINT)
 
 
+def test_matrices_are_flat():
+    flat = ReducedFunctionNumPy(several())
+    flat(POINT)
+    matrix = flat.jac_matrix()
+    assert type(matrix) is np.ndarray
+    assert matrix.dtype == np.float64
+    np.testing.assert_allclose(matrix, jacobian(POINT), atol=1e-15)
+    many = RNG.standard_normal((7, 2, 3))
+    np.testing.assert_allclose(flat.jac_matrix(many), np.tensordot(jacobian(POINT), many, 1), atol=1e-14)
+    curvature = flat.hess_matrix(DIRECTION)
+    np.testing.assert_allclose(curvature @ POINT, flat.hess_action(POINT, DIRECTION), atol=1e-14)
+    pattern = sparse.csr_array(jacobian(POINT) != 0)
+    for sparsity in ("detect", pattern):
+        found = flat.jac_matrix(sparsity=sparsity)
+        assert sparse.issparse(found)
+        np.testing.assert_allclose(found.toarray(), matrix, atol=1e-15)
+    np.testing.assert_allclose(flat.hess_matrix(DIRECTION, "detect").toarray(), curvature, atol=1e-14)
+    assert flat.hess_matrix(DIRECTION, sparse.csr_array(curvature)).nnz == np.count_nonzero(curvature)
+    pattern[6, 2] = False
+    pattern.eliminate_zeros()
+    with pytest.raises(ArgumentValueError, match="misses entries"):
+        flat.jac_matrix(sparsity=pattern)
+
+
+def test_blocks_of_points_stand_on_the_diagonal():
+    x, a = array(X), array(A)
+    law = overload_numpy(lambda x, a: np.cumsum(x, axis=1) ** 2 * a, method="complex-step", pointwise=(True, False))
+    rf = ReducedFunction(law(x, a), [Control(x), Control(a)])
+    flat = ReducedFunctionNumPy(rf)
+    assert rf.jac_matrix()[0].shape == (2, 3, 3)
+    np.testing.assert_allclose(flat.jac_matrix(), rf.linear_operator() @ np.eye(7), atol=1e-14)
+    empty = array(np.zeros((0, 3)))
+    assert ReducedFunctionNumPy(ReducedFunction(law(empty, a), Control(empty))).jac_matrix().shape == (0, 0)
+
+
+def test_matrices_of_single_and_of_complex_precision_are_wide():
+    x, z = array(X.astype(np.float32)), array(X[0] + 1j * X[1])
+    single = ReducedFunctionNumPy(ReducedFunction(x * x, Control(x))).jac_matrix()
+    assert single.dtype == np.float64
+    np.testing.assert_allclose(single, np.diag(2 * X.ravel()), rtol=1e-6)
+    flat = ReducedFunctionNumPy(ReducedFunction([z * z, z], Control(z)))
+    expected = np.vstack([np.diag(2 * z.numpy()), np.eye(3)])
+    for matrix in (flat.jac_matrix(), flat.jac_matrix(sparsity="detect").toarray(), flat.jac_matrix(np.eye(3))):
+        assert matrix.dtype == np.complex128
+        np.testing.assert_allclose(matrix, expected)
+
+
+def test_bad_matrices_are_refused():
+    flat = ReducedFunctionNumPy(several())
+    with pytest.raises(ArgumentValueError, match=r"must have 7 rows.*got \(6, 2\)"):
+        flat.jac_matrix(np.ones((6, 2)))
+    with pytest.raises(ArgumentValueError, match=r"shape \(6, 7\), but the matrix has the shape \(7, 7\)"):
+        flat.jac_matrix(sparsity=sparse.eye_array(6, 7))
+    law = overload_numpy(np.sin, method="complex-step", pointwise=True)
+    x = array(np.zeros(10**6))
+    with pytest.raises(ArgumentValueError, match=r'8000.0 GB.*sparsity="detect"'):  # though its blocks would fit
+        ReducedFunctionNumPy(ReducedFunction(law(x), Control(x))).jac_matrix()
+
+
 def test_a_vector_that_the_caller_overwrites_changes_nothing():
     flat = ReducedFunctionNumPy(several())
     x = POINT.copy()
@@ -75,6 +136,9 @@ def test_a_functional_has_one_entry_and_its_scale():
     flat = ReducedFunctionNumPy(ReducedFunctional((x * x).sum(), Control(x), scale=3.0))
     np.testing.assert_allclose(flat(np.ones(3)), [9.0])
     np.testing.assert_allclose(flat.adj_jac_action(np.ones(1)), [6.0, 6.0, 6.0])
+    np.testing.assert_allclose(flat.jac_matrix(), [[6.0, 6.0, 6.0]])
+    np.testing.assert_allclose(flat.hess_matrix(), 6.0 * np.eye(3))
+    np.testing.assert_allclose(flat.hess_matrix(sparsity="detect").toarray(), 6.0 * np.eye(3))
 
 
 def test_bad_vectors_are_refused():
