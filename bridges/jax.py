@@ -1,8 +1,8 @@
 """JAX: every map is traced once and runs as one XLA program."""
 
-import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -24,17 +24,6 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "astype": lambda x, dtype: x.astype(dtype),
     "reshape": lambda x, shape: jnp.reshape(x, shape),
 }
-
-
-def _scoped(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Run under 64-bit types without touching the user's setting."""
-
-    @functools.wraps(f)
-    def call(*args: Any) -> Any:
-        with jax.enable_x64(True):
-            return f(*args)
-
-    return call
 
 
 def _is_wide(avals: Sequence[Aval]) -> bool:
@@ -133,17 +122,24 @@ class JaxEngine(Engine):
         return self.run(jax.jit(lambda x, c: f(x, c)), avals)
 
     def run(self, f: Map, avals: Sequence[Aval]) -> Map:
-        scoped: Callable[..., Any] | None = None
+        wide: bool | None = None
 
         def call(x: Arrays, c: Arrays) -> Arrays:
-            nonlocal scoped
+            nonlocal wide
             if inside_program():
                 x, c = tuple([movable(a) for a in x]), tuple([movable(a) for a in c])
-            if scoped is None:  # decided once: all calls have the same dtypes
-                scoped = _scoped(f) if any(a.dtype in _WIDE for a in (*x, *c)) else f
-            return scoped(x, c)
+            if wide is None:  # decided once: all calls have the same dtypes
+                wide = any(a.dtype in _WIDE for a in (*x, *c))
+            if not wide or jax.config.jax_enable_x64:
+                return f(x, c)
+            with jax.enable_x64(True):
+                return f(x, c)
 
         return call
+
+    def scope(self, functions: Iterable[Sequence[Aval]]) -> AbstractContextManager[Any]:
+        wide = all(any(a.dtype in _WIDE for a in inputs) for inputs in functions)
+        return jax.enable_x64(True) if wide else nullcontext()
 
     def checkpoint(self, f: Map) -> Map:
         return jax.checkpoint(f)

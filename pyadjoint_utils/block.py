@@ -10,6 +10,7 @@ The Block gathers what the tape holds, calls *one* prepared map of the engine th
 the tape. The tape composes them by the chain rule. Nothing here knows which engine it is.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from pyadjoint import Block
@@ -38,50 +39,60 @@ class EngineBlock(Block):
         for value in dependencies:
             self.add_dependency(value)
 
+    # What follows runs for every Block of every sweep: what nearly always holds is tried first, in plain loops.
+
     def primals(self) -> Arrays:
         """The dependencies' current values as arrays of the engine."""
         types = self.rules.engine.array_types
-        return tuple(
-            [
-                value if type(value := bv._checkpoint) in types else self._enter(bv, aval)
-                for bv, aval in zip(self._dependencies, self.rules.inputs, strict=False)
-            ]
-        )
+        values = [bv._checkpoint for bv in self._dependencies]
+        for value in values:
+            if type(value) not in types:
+                entered = [self._enter(*pair) for pair in zip(self._dependencies, self.rules.inputs, strict=False)]
+                return tuple(entered)
+        return tuple(values)
 
     def _enter(self, bv: Any, aval: Aval) -> Any:
-        value = checkpoint_of(bv)
-        if type(bv) is Variable:
-            return bv.converted(value, self.rules.engine)
-        return entered(value, aval, self.rules.engine)
+        value, engine = checkpoint_of(bv), self.rules.engine
+        if type(value) in engine.array_types:
+            return value
+        return bv.converted(value, engine) if type(bv) is Variable else entered(value, aval, engine)
 
     def _seeds(self, values: list[Any], avals: Any, like: Any) -> Arrays:
         """Tangents or cotangents as arrays of the engine, zeros where there are none."""
-        engine, types = self.rules.engine, self.rules.engine.array_types
-        return tuple(
-            [
-                value
-                if type(value) in types
-                else (engine.zeros(aval, like) if value is None else entered(value, aval, engine))
-                for value, aval in zip(values, avals, strict=True)
-            ]
-        )
+        types = self.rules.engine.array_types
+        for value in values:
+            if type(value) not in types:
+                return tuple([self._seed(value, aval, like) for value, aval in zip(values, avals, strict=True)])
+        return tuple(values)
+
+    def _seed(self, value: Any, aval: Aval, like: Any) -> Any:
+        engine = self.rules.engine
+        if type(value) in engine.array_types:
+            return value
+        return engine.zeros(aval, like) if value is None else entered(value, aval, engine)
 
     def _active(self, markings: bool) -> tuple[int, ...]:
-        deps = self._dependencies
-        return tuple([i for i in self.rules.active if not markings or deps[i].is_control_dependent])
+        active, deps = self.rules.active, self._dependencies
+        if markings:
+            for i in active:
+                if not deps[i].is_control_dependent:
+                    return tuple([i for i in active if deps[i].is_control_dependent])
+        return active
 
     def recompute(self, markings: bool = False) -> None:
         """``y = g(x)`` at the tape's current x."""
-        y = self.rules.value((), (*self.primals(), *self.constants))
-        self.rules.check(y)
+        rules = self.rules
+        y = rules.value((), (*self.primals(), *self.constants))
+        rules.check(y)
         for bv, value in zip(self._outputs, y, strict=True):
             bv.checkpoint = value
 
     def evaluate_tlm(self, markings: bool = False) -> None:
         """Tangent: ``dy = J dx``."""
         deps, outputs, rules = self._dependencies, self._outputs, self.rules
-        ins = tuple([i for i in rules.active if deps[i].tlm_value is not None])
-        outs = tuple([k for k in rules.differentiable if not markings or outputs[k].is_control_dependent])
+        ins, outs = _having("tlm_value", deps, rules.active), rules.differentiable
+        if markings:
+            outs = tuple([k for k in outs if outputs[k].is_control_dependent])
         if not ins or not outs:
             return
         local = rules.at(ins, outs)
@@ -92,16 +103,15 @@ class EngineBlock(Block):
 
     def evaluate_adj(self, markings: bool = False) -> None:
         """Adjoint: ``xb = J^H yb``."""
-        outputs, rules = self._outputs, self.rules
-        outs = tuple([k for k in rules.differentiable if outputs[k].adj_value is not None])
-        ins = self._active(markings)
+        deps, outputs, rules = self._dependencies, self._outputs, self.rules
+        ins, outs = self._active(markings), _having("adj_value", outputs, rules.differentiable)
         if not ins or not outs:
             return
         local = rules.at(ins, outs)
         x, c = local.split(self.primals(), self.constants)
         yb = self._seeds([outputs[k].adj_value for k in outs], local.out_avals, x[0])
         for i, xb in zip(ins, local.vjp((*x, *yb), c), strict=True):
-            add_adjoint(self._dependencies[i], xb)
+            add_adjoint(deps[i], xb)
 
     def evaluate_hessian(self, markings: bool = False) -> None:
         """``dxb``, where the adjoint sweep has run before."""
@@ -113,13 +123,10 @@ class EngineBlock(Block):
 
     def _second_adjoint(self, markings: bool, *, with_adjoint: bool) -> None:
         deps, outputs, rules = self._dependencies, self._outputs, self.rules
-        outs = tuple(
-            [
-                k
-                for k in rules.differentiable
-                if outputs[k].adj_value is not None or outputs[k].hessian_value is not None
-            ]
-        )
+        outs = _having("adj_value", outputs, rules.differentiable)
+        if len(outs) < len(rules.differentiable):
+            second = _having("hessian_value", outputs, rules.differentiable)
+            outs = tuple(sorted({*outs, *second}))
         ins = self._active(markings)
         if not ins or not outs:
             return
@@ -136,6 +143,14 @@ class EngineBlock(Block):
 
     def __str__(self) -> str:
         return f"{self.rules.engine.name}:{self.rules.name}"
+
+
+def _having(kind: str, variables: Sequence[Any], positions: tuple[int, ...]) -> tuple[int, ...]:
+    """The positions of the variables that have an adjoint, a tangent or a Hessian value."""
+    for k in positions:
+        if getattr(variables[k], kind) is None:
+            return tuple([k for k in positions if getattr(variables[k], kind) is not None])
+    return positions
 
 
 def add_adjoint(bv: Any, value: Any) -> None:

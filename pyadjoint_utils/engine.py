@@ -10,7 +10,8 @@ import functools
 import importlib
 import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
@@ -190,6 +191,14 @@ class Engine:
     def run(self, f: Map, avals: Sequence[Aval]) -> Map:
         """Return ``f`` as it is called where the user asked for no compilation (``jit=False``)."""
         return f
+
+    def scope(self, functions: Iterable[Sequence[Aval]]) -> AbstractContextManager[Any]:
+        """Return a context for many calls in a row, which then need not enter one each.
+
+        Args:
+            functions: the inputs of every function that is called in there; nothing else is.
+        """
+        return nullcontext()
 
     def checkpoint(self, f: Map) -> Map:
         """Return ``f`` with its intermediate values recomputed, not stored, when it is differentiated."""

@@ -1,7 +1,7 @@
 """The part of a tape between controls and outputs, and the four sweeps over it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,7 @@ class Plan:
             if bv not in produced and bv not in self.sources:
                 seen[bv] = None
         self.boundary = list(zip(seen, recorded_values(tape, list(seen)), strict=True))
+        self._scope = _common_scope(self.forward)
         self._theirs = next(filter(None, map(_belongs_to_others, self.forward)), None)
         self._steps: Steps | None = None
         if self.schedule is not None:
@@ -118,7 +119,7 @@ class Plan:
             self._evaluated(self._steps)
             return
         self._take_boundary()
-        with stop_annotating():
+        with stop_annotating(), self._scope():
             for block in self._sweep("Evaluating functional", self.forward, len(self.forward)):
                 self._compute(block)
 
@@ -149,22 +150,25 @@ class Plan:
 
     def tangent(self, *, stored: bool = False) -> None:
         """Propagate ``tlm_value`` of the controls to the outputs; ``stored`` as for :meth:`ahead`."""
-        with stop_annotating(), self.marks():
+        with stop_annotating(), self._scope(), self.marks():
+            tangent = self._isolating(_tangent_of, "tlm_value")
             for block in self._sweep("Evaluating TLM", self.ahead(stored=stored), len(self.derivative)):
-                self._isolated(block, _tangent_of, ("tlm_value",))
+                tangent(block)
 
     def adjoint(self) -> None:
         """Propagate ``adj_value`` of the outputs to the controls."""
-        with stop_annotating(), self.marks():
+        with stop_annotating(), self._scope(), self.marks():
+            adjoint = self._isolating(_adjoint_of, "adj_value")
             for block in self._sweep("Evaluating adjoint", self.back(), len(self.derivative)):
-                self._isolated(block, _adjoint_of, ("adj_value",))
+                adjoint(block)
                 self._consume(block, "adj_value")
 
     def second_adjoint(self) -> None:
         """Propagate ``adj_value`` and ``hessian_value`` together, after :meth:`tangent`, stored."""
-        with stop_annotating(), self.marks():
+        with stop_annotating(), self._scope(), self.marks():
+            adjoints = self._isolating(second_adjoint_of, "adj_value", "hessian_value")
             for block in self._sweep("Evaluating Hessian", self.back(tangents=True), len(self.derivative)):
-                self._isolated(block, second_adjoint_of, ("adj_value", "hessian_value"))
+                adjoints(block)
                 self._consume(block, "adj_value", "hessian_value")
 
     def _take_boundary(self) -> None:
@@ -185,7 +189,7 @@ class Plan:
 
     def _evaluated(self, steps: Steps) -> Run:
         run = self._begun(steps)
-        with stop_annotating():
+        with stop_annotating(), self._scope():
             for _ in self._sweep("Evaluating functional", run.forward(self._compute), len(self.forward)):
                 pass
         return run
@@ -214,7 +218,7 @@ class Plan:
         for bv in block.get_outputs():
             if bv not in self._varied:
                 bv.tlm_value = None
-        self._isolated(block, _tangent_of, ("tlm_value",))
+        self._isolating(_tangent_of, "tlm_value")(block)
 
     def clear(self, *kinds: str) -> None:
         """Forget adjoint, tangent or Hessian values of every variable on the way."""
@@ -249,19 +253,20 @@ class Plan:
         for bv in self.dependent:
             bv.is_control_dependent = dependent
 
-    def _isolated(self, block: Block, evaluate: Callable[[Block], None], kinds: tuple[str, ...]) -> None:
-        """Evaluate a Block, with a control hidden from the Block that once computed it."""
-        if block not in self._cut:
-            evaluate(block)
-            return
-        kept = [(bv, kind, getattr(bv, kind)) for bv in self._cut[block] for kind in kinds]
-        for bv, kind, _ in kept:
-            setattr(bv, kind, None)
-        try:
-            evaluate(block)
-        finally:
-            for bv, kind, value in kept:
-                setattr(bv, kind, value)
+    def _isolating(self, evaluate: Callable[[Block], None], *kinds: str) -> Callable[[Block], None]:
+        """Return what evaluates a Block, with a control hidden from the Block that once computed it."""
+
+        def isolated(block: Block) -> None:
+            kept = [(bv, kind, getattr(bv, kind)) for bv in self._cut.get(block, ()) for kind in kinds]
+            for bv, kind, _ in kept:
+                setattr(bv, kind, None)
+            try:
+                evaluate(block)
+            finally:
+                for bv, kind, value in kept:
+                    setattr(bv, kind, value)
+
+        return isolated if self._cut else evaluate
 
 
 def _tangent_of(block: Block) -> None:
@@ -289,6 +294,16 @@ def second_adjoint_of(block: Block) -> None:
 def aval_of(bv: Any) -> Aval:
     """Shape and dtype of the value that a block variable stands for."""
     return bv.aval if type(bv) is Variable else Aval((), np.dtype(np.float64))
+
+
+def _common_scope(blocks: Sequence[Block]) -> Callable[[], AbstractContextManager[Any]]:
+    """What makes the context of a sweep: that of an engine which runs all Blocks."""
+    rules = {block.rules for block in blocks if isinstance(block, EngineBlock)}
+    engines = {r.engine for r in rules}
+    if len(engines) != 1 or not all(isinstance(block, EngineBlock) for block in blocks):
+        return nullcontext
+    (engine,), functions = engines, [r.inputs for r in rules]
+    return lambda: engine.scope(functions)
 
 
 def _belongs_to_others(block: Block) -> str | None:

@@ -107,13 +107,13 @@ class Variable(BlockVariable):
             )
 
     def add_adj_output(self, val: Any) -> None:
-        self.adj_value = accumulated(self.adj_value, val)
+        self.adj_value = bare(val) if self.adj_value is None else accumulated(self.adj_value, val)
 
     def add_tlm_output(self, val: Any) -> None:
-        self.tlm_value = accumulated(self.tlm_value, val)
+        self.tlm_value = bare(val) if self.tlm_value is None else accumulated(self.tlm_value, val)
 
     def add_hessian_output(self, val: Any) -> None:
-        self.hessian_value = accumulated(self.hessian_value, val)
+        self.hessian_value = bare(val) if self.hessian_value is None else accumulated(self.hessian_value, val)
 
     def converted(self, value: Any, engine: Engine) -> Any:
         """Return the checkpoint ``value`` as an array of another engine, converted once per value and engine."""
