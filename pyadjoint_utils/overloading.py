@@ -17,7 +17,7 @@ from pyadjoint_utils.errors import ArgumentTypeError, RemovedOptionError
 from pyadjoint_utils.points import UNKNOWN, Nature, check_marks
 from pyadjoint_utils.prepared import PYTHON_NUMBERS, Key, Prepared
 from pyadjoint_utils.running import RUNNING
-from pyadjoint_utils.tapes import state_of
+from pyadjoint_utils.tapes import recording_state
 from pyadjoint_utils.values import ndarray
 
 # How engines speak of dtypes that do not fit together.
@@ -112,7 +112,7 @@ class Overloaded:
         recording = annotate_tape()
         keep = recording or engine.traces
         tape = get_working_tape() if recording else None
-        stored = None if tape is None else state_of(tape).constants
+        stored = None if tape is None else recording_state(tape).constants
         static = self.arguments.static(args, kwargs)
         taped: list[int] = []
         constant: list[int] = []

@@ -195,8 +195,13 @@ STALE = object()
 
 
 def state_of(tape: pyadjoint.Tape) -> TapeState:
-    """Return this project's state of any Pyadjoint tape."""
+    """Return this project's state of any Pyadjoint tape, whose derivatives are right."""
     schedule_of(tape)
+    return recording_state(tape)
+
+
+def recording_state(tape: pyadjoint.Tape) -> TapeState:
+    """Return this project's state of any Pyadjoint tape, also of one on which it can only record."""
     state = tape._package_data.get(_KEY)
     if state is None:
         state = tape._package_data.setdefault(_KEY, TapeState())
