@@ -1,7 +1,7 @@
 """TensorFlow: every map is traced once into a graph, and called without Python in between.
 
 Its companions: :mod:`bridges.tensorflow_checks` (what is refused), :mod:`bridges.tensorflow_functions` (functions of NumPy
-names) and :mod:`bridges.tensorflow_graphs` (TensorFlow 1 graphs and sessions).
+names), :mod:`bridges.tensorflow_loops` (loops) and :mod:`bridges.tensorflow_graphs` (TensorFlow 1 graphs and sessions).
 """
 
 import concurrent.futures
@@ -16,6 +16,7 @@ from bridges.tensorflow_checks import building, check_graph, nested, refuse_vari
 from bridges.tensorflow_functions import function_named
 from bridges.tensorflow_graphs import get_params_feed_dict, run_tensorflow_graph
 from bridges.tensorflow_inside import as_tensorflow
+from bridges.tensorflow_loops import loop, recording
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, Work
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
 from pyadjoint_utils.overloading import overload
@@ -87,7 +88,7 @@ class TensorFlowEngine(Engine):
         # The transpose of the transpose: a ForwardAccumulator is no faster, and it returns zeros where a custom gradient
         # or a call of Python is in its way.
         def jvp(x: Arrays, c: Arrays) -> Arrays:
-            with nested(sweeps=2), tf.GradientTape(watch_accessed_variables=False) as tape:
+            with nested(sweeps=2), recording(watch_accessed_variables=False) as tape:
 
                 def seeds(y: Arrays) -> list[Any]:
                     zeros = [tf.zeros_like(yk) for yk in y]
@@ -99,6 +100,22 @@ class TensorFlowEngine(Engine):
             return (*y, *_dense(dy))
 
         return jvp
+
+    def hvp_of(self, f: Map, n: int, m: int) -> Map:
+        # Second derivatives are symmetric: d(J^H yb) along dx is the gradient of <J^H yb, dx>. One sweep less than the
+        # tangent of the adjoint takes.
+        def hvp(x: Arrays, c: Arrays) -> Arrays:
+            xb, pull_back, y = _recorded_adjoint(f, x[:n], x[n : n + m], c)
+            return (*xb, *pull_back([*xb, *y], x[n + m :]))
+
+        return hvp
+
+    def vjp_tangent_of(self, f: Map, n: int, m: int) -> Map:
+        def vjp_tangent(x: Arrays, c: Arrays) -> Arrays:
+            xb, pull_back, _ = _recorded_adjoint(f, x[:n], c[:m], c[m:])
+            return tuple(pull_back(xb, x[n:]))
+
+        return vjp_tangent
 
     def batch_of(self, f: Map, batched: Sequence[bool]) -> Map:
         def mapped(x: Arrays, c: Arrays) -> Arrays:
@@ -128,6 +145,19 @@ class TensorFlowEngine(Engine):
         return call
 
     merges = True
+    loops = True
+
+    def loop(
+        self,
+        body: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]],
+        carry: Arrays,
+        constants: Arrays,
+        rows: Arrays,
+        length: int,
+        *,
+        remake: bool = False,
+    ) -> tuple[Arrays, Arrays]:
+        return loop(body, carry, constants, rows, length)
 
     def value_and_vjp_of(self, f: Map, n: int, outs: Sequence[int]) -> Map:
         def value_and_vjp(x: Arrays, c: Arrays) -> Arrays:
@@ -157,9 +187,8 @@ class TensorFlowEngine(Engine):
         return Work(len(graph.get_operations()) - len(inputs), 0)
 
     def seconds(self, work: Work, order: int) -> float:
-        # Measured for chains of small operations; the derivatives of both orders take about as long.
-        n = work.operations
-        return 1e-3 * n + 1.2e-5 * n * n
+        # Measured for chains of small operations.
+        return 0.1 + (3e-3 if order < 2 else 8e-3) * work.operations
 
     def function(self, name: str) -> Callable[..., Any] | None:
         return function_named(name)
@@ -211,7 +240,7 @@ def _pull_back(
     f: Map, x: Arrays, c: Arrays, seeds: Callable[[Arrays], Sequence[Any]]
 ) -> tuple[Arrays, Sequence[Any], list[Any]]:
     """Return outputs, seeds and gradients; the seeds are made when the outputs are known."""
-    with tf.GradientTape() as tape:
+    with recording() as tape:
         # Own tensors, since a tensor that is passed twice, or as a constant too, would add up what belongs to each.
         own = [tf.identity(xk) for xk in x]
         tape.watch(own)
@@ -219,6 +248,22 @@ def _pull_back(
     refuse_variables(tape.watched_variables())
     u = list(seeds(y))
     return y, u, _dense(tape.gradient(y, own, output_gradients=u, unconnected_gradients=_ZERO))
+
+
+def _recorded_adjoint(
+    f: Map, x: Arrays, yb: Arrays, c: Arrays
+) -> tuple[list[Any], Callable[[Sequence[Any], Sequence[Any]], list[Any]], Arrays]:
+    """Return the adjoint, what pulls cotangents of results back to ``x``, and the outputs."""
+    with nested(sweeps=1), recording() as tape:
+        own = tuple([tf.identity(xk) for xk in x])
+        tape.watch(own)
+        with nested(sweeps=1):
+            y, _, xb = _pull_back(f, own, c, lambda y: yb)
+
+    def pull_back(results: Sequence[Any], seeds: Sequence[Any]) -> list[Any]:
+        return _dense(tape.gradient(results, own, output_gradients=list(seeds), unconnected_gradients=_ZERO))
+
+    return xb, pull_back, y
 
 
 def _dense(gradients: Sequence[Any]) -> list[Any]:
@@ -255,9 +300,20 @@ def _traced(f: Map, n: int, arrays: Arrays) -> Callable[[Sequence[Any]], list[An
     check_graph(definition.node, definition.library, depth[0])
     captured = concrete.captured_inputs
     dtypes = [y.dtype for y in concrete.outputs]
+    config = _QUICKLY if len(definition.node) > _MANY else ""
     run = tf.raw_ops.StatefulPartitionedCall
     # ConcreteFunction.__call__ binds arguments and looks for tapes, which costs four times as much as this.
-    return lambda arrays: run(args=[*arrays, *captured], Tout=dtypes, f=concrete)
+    return lambda arrays: run(args=[*arrays, *captured], Tout=dtypes, f=concrete, config_proto=config)
+
+
+def _without_folding() -> bytes:
+    config = _LEGACY.ConfigProto()
+    config.graph_options.rewrite_options.constant_folding = 2  # RewriterConfig.OFF
+    return config.SerializeToString()
+
+
+# The time that folding constants takes at the first call grows with the square of the number of operations.
+_MANY, _QUICKLY = 2000, _without_folding()
 
 
 # Keras models ------------------------------------------------------------------------------------------------------------

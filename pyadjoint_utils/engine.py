@@ -151,6 +151,19 @@ class Engine:
         """Return the map ``((*x, *dx), c) -> (*y, *dy)`` with ``dy = J(x) dx``; a map of this engine again."""
         raise NotDifferentiableError(f"The engine {self.name!r} has no derivative rules (jvp_of).")
 
+    def hvp_of(self, f: Map, n: int, m: int) -> Map:
+        """Return the map ``((*x, *yb, *dx, *dyb), c) -> (*xb, *dxb)``: the VJP and its derivative.
+
+        ``x`` has ``n`` arrays and ``yb`` has ``m``. An engine for which there is a shorter way overrides this one.
+        """
+        return self.jvp_of(self.vjp_of(f, n), n + m)
+
+    def vjp_tangent_of(self, f: Map, n: int, m: int) -> Map:
+        """Return the map ``((*x, *dx), (*yb, *c)) -> dxb``: the derivative of the VJP along ``dx`` alone."""
+        vjp = self.vjp_of(f, n)
+        both = self.jvp_of(lambda x, c: vjp((*x, *c[:m]), c[m:]), n)
+        return lambda x, c: both(x, c)[n:]
+
     def batch_of(self, f: Map, batched: Sequence[bool]) -> Map:
         """Return ``f`` over a leading axis of the inputs that are marked, and of all outputs; a map of this engine again.
 

@@ -258,7 +258,7 @@ class LocalRules:
         ``dxb = d/de [J(x + e dx)^H (yb + e dyb)]`` holds both terms that second order needs, the curvature of the
         function and the propagated second adjoint.
         """
-        return self.rules.prepare(self.rules.engine.jvp_of(self.vjp_map, self.n + self.m))
+        return self.rules.prepare(self.rules.engine.hvp_of(self.map, self.n, self.m))
 
     @cached_property
     def batched_jvp_map(self) -> Map:
@@ -271,9 +271,7 @@ class LocalRules:
     @cached_property
     def vjp_tangent(self) -> Map:
         """The derivative of the VJP along ``dx`` alone, ``((*x, *dx), (*yb, *c)) -> dxb``."""
-        n, m, vjp = self.n, self.m, self.vjp_map
-        both = self.rules.engine.jvp_of(lambda x, c: vjp((*x, *c[:m]), c[m:]), n)
-        return self.rules.prepare(lambda x, c: both(x, c)[n:])
+        return self.rules.prepare(self.rules.engine.vjp_tangent_of(self.map, self.n, self.m))
 
     @cached_property
     def batched_jvp(self) -> Map:
