@@ -22,7 +22,8 @@ Turn = Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
 # A turn of a loop costs about as much as ten small operations, so that several turns are done at once. Tracing takes
 # longer the more there are.
 _AT_ONCE = 32
-_LOOPS = ("While", "StatelessWhile")
+_FREE = {"Placeholder", "Const", "Identity"}
+_LOOPS = {"While", "StatelessWhile"}
 
 
 class _Tapes(threading.local):
@@ -85,9 +86,9 @@ def _measured(turn: Turn, carry: Arrays, constants: Arrays, rows: Arrays) -> tup
     specs = [tuple([tf.TensorSpec(a.shape, a.dtype) for a in part]) for part in parts]
     with _inside_of_a_loop():
         traced = tf.function(lambda *parts: turn(*parts), autograph=False).get_concrete_function(*specs)
-    operations = [op.type for op in traced.graph.get_operations() if op.type not in ("Placeholder", "Const", "Identity")]
-    has_loop = not set(_LOOPS).isdisjoint(operations)
-    return 1 if has_loop else max(1, _AT_ONCE // max(1, len(operations))), list(traced.structured_outputs[1])
+    operations = [op.type for op in traced.graph.get_operations() if op.type not in _FREE]
+    size = max(1, _AT_ONCE // max(1, len(operations))) if _LOOPS.isdisjoint(operations) else 1
+    return size, list(traced.structured_outputs[1])
 
 
 def _straight(

@@ -74,9 +74,8 @@ def test_derivatives_of_every_kind(name):
     y = program(straight)(x, c)
 
     def like(arrays):
-        return tuple(
-            [tf.complex(floats(rng, 3), floats(rng, 3)) if a.dtype.is_complex else floats(rng, *a.shape) for a in arrays]
-        )
+        z = tf.complex(floats(rng, 3), floats(rng, 3))
+        return tuple([z if a.dtype.is_complex else floats(rng, *a.shape) for a in arrays])
 
     yb, dyb = like(y), like(y)
     if name == "vjp tangent":
@@ -93,8 +92,9 @@ def test_derivatives_of_every_kind(name):
 
 
 def operations(f, *arrays):
-    graph = tf.function(f, autograph=False).get_concrete_function(*[tf.TensorSpec(a.shape, a.dtype) for a in arrays]).graph
-    return [op.type for op in graph.get_operations()]
+    specs = [tf.TensorSpec(a.shape, a.dtype) for a in arrays]
+    traced = tf.function(f, autograph=False).get_concrete_function(*specs)
+    return [op.type for op in traced.graph.get_operations()]
 
 
 def test_what_becomes_a_loop():
