@@ -5,9 +5,9 @@ from typing import Any
 
 from pyadjoint import AdjFloat
 
-from pyadjoint_utils.control import Control, checked_value
+from pyadjoint_utils.control import checked_value
 from pyadjoint_utils.description import description
-from pyadjoint_utils.engine import get_engine
+from pyadjoint_utils.engine import Aval, Engine, get_engine
 from pyadjoint_utils.errors import ArgumentValueError
 from pyadjoint_utils.functional import ReducedFunctional
 from pyadjoint_utils.loops import MEMORY
@@ -74,7 +74,9 @@ class Standing:
     def _of(self, order: int, compute: Callable[[Evaluation], list[Any]]) -> list[Any]:
         """Compute with the program for an order, Block by Block if it cannot be compiled in time."""
         program = self.policy.at(order)
-        evaluation = self._evaluations.setdefault(program, Evaluation(program, self._point))
+        evaluation = self._evaluations.get(program)
+        if evaluation is None:
+            evaluation = self._evaluations[program] = Evaluation(program, self._point)
         try:
             return compute(evaluation)
         except OverBudget:
@@ -149,6 +151,8 @@ class CompiledFunction(ReducedFunction):
         self._memory, self._turns, self._budget = memory, turns, Budget(budget)
         self._policies: dict[Any, Policy] = {}
         self._standing: Standing | None = None
+        self._given: tuple[Any, ...] | None = None  # the controls' values at the last evaluation, as they were given
+        self._known: dict[str, list[tuple[Engine, Aval] | None]] = {}  # what values must be in order to fit
         self._has_gradient = len(self._outputs) == 1 and _is_real_scalar(self._outputs[0])
         self._seed: Any = None  # of that gradient
         self._expected: list[Any] | None = None  # seeds of the derivative that follows an evaluation
@@ -162,9 +166,7 @@ class CompiledFunction(ReducedFunction):
         inputs, outputs = ([_said(v) for v in values] for values in (self._controls, self._outputs))
         return description(self._current().policy, inputs, outputs)
 
-    @alone
-    def __call__(self, values: Any, inputs: Any = None) -> Any:
-        given = self._checked(values, self._controls, "controls")
+    def _called(self, given: list[Any], inputs: Any) -> Any:
         self.eval_cb_pre(self._controls.delist(given))
         point = [bare(value) for value in given] + self._input_point(inputs)
         updates = dict(state_of(self.tape).updates)
@@ -172,7 +174,7 @@ class CompiledFunction(ReducedFunction):
         if self._expected is not None and standing.policy.at(1).whole:
             standing.linearize(self._expected)
         outputs = self._wrapped(standing)
-        self._point, self._updates, self._standing = point, updates, standing
+        self._point, self._updates, self._standing, self._given = point, updates, standing, tuple(given)
         self.eval_cb_post(outputs, self._controls.delist(given))
         return outputs
 
@@ -194,7 +196,10 @@ class CompiledFunction(ReducedFunction):
 
     def _checked(self, values: Any, likes: Sequence[Any], what: str, *, optional: bool = False) -> list[Any]:
         # What fits needs no second look: beside a small program that would be most of a call.
-        if isinstance(values, list) and len(values) == len(likes) and all(map(_fits, values, likes)):
+        known = self._known.get(what)
+        if known is None:
+            known = self._known[what] = [_kind(getattr(like, "control", like)) for like in likes]
+        if type(values) is list and len(values) == len(known) and _all_fit(values, known):
             return values
         return super()._checked(values, likes, what, optional=optional)
 
@@ -214,9 +219,13 @@ class CompiledFunction(ReducedFunction):
 
     def _current(self) -> Standing:
         if self._standing is None:
-            self._updates = dict(state_of(self.tape).updates)
+            if self._point is None:
+                self._updates = dict(state_of(self.tape).updates)
             self._standing = self._at(self._last_point(), self._updates)
         return self._standing
+
+    def _return_to(self, point: list[Any], updates: dict[Any, Any]) -> None:
+        self._point, self._updates, self._standing, self._given = point, updates, None, None
 
     def _adjoint(self, seeds: list[Any]) -> list[Any]:
         bare_seeds = [bare(seed) for seed in seeds]
@@ -245,6 +254,9 @@ class CompiledFunction(ReducedFunction):
         if self._seed is None:
             self._seed = checked_value(self._outputs[0], super()._unit_seed(), "seeds")
         return self._seed
+
+    def _values(self) -> Any:
+        return super()._values() if self._given is None else self._controls.delist(list(self._given))
 
     def _output_checkpoint(self) -> Any:
         return self._current().outputs()[0]
@@ -284,16 +296,24 @@ class CompiledFunctional(ReducedFunctional):
         return super().value_and_derivative(values, inputs)
 
 
-def _fits(value: Any, like: Any) -> bool:
-    if isinstance(like, Control):
-        like = like.control
-    return type(value) is ndarray is type(like) and value._engine is like._engine and value.aval == like.aval
+def _kind(like: Any) -> tuple[Engine, Aval] | None:
+    return (like._engine, like.aval) if type(like) is ndarray else None
+
+
+def _all_fit(values: Sequence[Any], known: Sequence[tuple[Engine, Aval] | None]) -> bool:
+    """Whether values are arrays of these engines, shapes and dtypes."""
+    for value, kind in zip(values, known, strict=True):
+        if kind is None or type(value) is not ndarray or value._engine is not kind[0] or value.aval != kind[1]:
+            return False
+    return True
 
 
 def _wrapped(like: Any, value: Any) -> Any:
     """A result in the type of a variable; nearly always it comes in its engine and dtype."""
-    if type(like) is ndarray and type(value) in like._engine.array_types and value.dtype == like.dtype:
-        return ndarray(value, like._engine)
+    if type(like) is ndarray:
+        engine = like._engine
+        if type(value) in engine.array_types and value.dtype == like.aval.dtype:
+            return ndarray(value, engine)
     return _result(like, value)
 
 

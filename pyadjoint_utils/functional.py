@@ -70,7 +70,7 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
         """Evaluate at control values; as :meth:`ReducedFunction.__call__`, times ``scale``."""
         given = self._function._checked(values, self._function._controls, "controls")
         self.eval_cb_pre(self.controls.delist(given))
-        value = self._scaled(self._function(given, inputs))
+        value = self._scaled(self._function._called(given, inputs))
         self.eval_cb_post(value, self.controls.delist(given))
         return value
 

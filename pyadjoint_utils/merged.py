@@ -6,6 +6,7 @@ from typing import Any
 
 from pyadjoint_utils.program import Program, Step, accumulate
 from pyadjoint_utils.segments import Segment
+from pyadjoint_utils.variable import bare
 
 
 class MergedProgram(Program):
@@ -29,8 +30,17 @@ class MergedProgram(Program):
         self.sources, self.outputs = list(placed(program.sources)), list(placed(program.outputs))
         self.constants = {place[slot]: value for slot, value in program.constants.items() if slot in place}
         self.n_controls = program.n_controls
+        self._constants_placed: list[Any] = [None] * len(self.avals)
+        for slot, value in self.constants.items():
+            self._constants_placed[slot] = bare(value)
         feeding = set(map(id, self.feeding))
         self.ending = [step for step in self.steps if id(step) not in feeding]
+
+    def placed(self, sources: Sequence[Any]) -> list[Any]:
+        environment = self._constants_placed.copy()
+        for slot, value in zip(self.sources, sources, strict=True):
+            environment[slot] = bare(value)
+        return environment
 
     @property
     def whole(self) -> bool:

@@ -151,7 +151,10 @@ class ReducedFunction(AbstractReducedFunctional):
             ArgumentValueError: a wrong number of values or a wrong shape.
             ArgumentTypeError: a value of a wrong type, or a complex one for a real control.
         """
-        given = self._checked(values, self._controls, "controls")
+        return self._called(self._checked(values, self._controls, "controls"), inputs)
+
+    def _called(self, given: list[Any], inputs: Any) -> Any:
+        """Evaluate at control values that have been checked."""
         self.eval_cb_pre(self._controls.delist(given))
         point = [value._ad_create_checkpoint() for value in given]
         point += self._input_point(inputs)

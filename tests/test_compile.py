@@ -202,6 +202,29 @@ def test_solvers_and_checks_take_it(cube):
     close(minimize(lowest, method="Newton-CG"), B)
 
 
+def test_a_check_and_a_solver_that_failed_leave_it_where_it_was(cube):
+    fast = cube[0].compile()
+    seen = []
+    fast.derivative_cb_post = lambda value, derivatives, values: (seen.append(values), derivatives)[1]
+    close(fast(P), np.sum(P**3 * B))
+    assert verify(fast, array(Q)).passed
+    seen.clear()
+    close(fast.derivative(), 3 * P**2 * B)
+    close(fast.hessian(A), 6 * P * B * A)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        minimize(fast, method="L-BFGS-B", callback=stop)
+    close(fast.derivative(), 3 * P**2 * B)
+    fast([array(P)])
+    close(fast.derivative(), 3 * P**2 * B)
+    assert len(seen) > 2
+    for values in seen[:1] + seen[-2:]:
+        close(values[0], P)
+
+
 def test_other_shapes_and_types_are_refused(cube):
     fast = cube[0].compile()
     with pytest.raises(ArgumentValueError, match=r"controls\[0\].*\(3,\).*\(4,\)"):
