@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,19 +78,33 @@ class Jacobian:
         return along(adjoints, self.plan, dict(zip(self.outputs, seeds, strict=True)), self.controls, self._bytes)
 
     def _blocks(self, pairs: Pairs, points: bool) -> dict[tuple[int, int], ndarray]:
-        """Compute some blocks by columns or by rows, whichever are fewer."""
+        """Compute some blocks by columns or by rows, whichever are fewer; by the others where a Block lacks the rule."""
         columns = {j: UnitSeeds(self.controls[j], points) for j in sorted({j for _, j in pairs})}
         rows = {i: UnitSeeds(self.outputs[i], points) for i in sorted({i for i, _ in pairs})}
-        is_complex = any(aval_of(bv).dtype.kind == "c" for bv in (*self.controls, *self.outputs))
+        by_columns, by_rows = partial(self._by_columns, pairs, columns), partial(self._by_rows, pairs, rows)
+        if any(aval_of(bv).dtype.kind == "c" for bv in (*self.controls, *self.outputs)):
+            return by_columns()
+        first, second = (by_columns, by_rows) if _total(columns) <= _total(rows) else (by_rows, by_columns)
+        try:
+            return first()
+        except NotDifferentiableError as error:
+            try:
+                return second()
+            except NotDifferentiableError:
+                raise error from None
+
+    def _by_columns(self, pairs: Pairs, columns: dict[int, UnitSeeds]) -> dict[tuple[int, int], ndarray]:
         blocks = {}
-        if is_complex or _total(columns) <= _total(rows):
-            for j, seeds in columns.items():
-                ends = {(i, j): self.outputs[i] for i in rows if (i, j) in pairs}
-                for pair, found in self._swept(tangents, seeds, ends):
-                    blocks[pair] = held(seeds.as_columns(found), ends[pair])
-            return blocks
+        for j, seeds in columns.items():
+            ends = {(i, k): self.outputs[i] for i, k in sorted(pairs) if k == j}
+            for pair, found in self._swept(tangents, seeds, ends):
+                blocks[pair] = held(seeds.as_columns(found), ends[pair])
+        return blocks
+
+    def _by_rows(self, pairs: Pairs, rows: dict[int, UnitSeeds]) -> dict[tuple[int, int], ndarray]:
+        blocks = {}
         for i, seeds in rows.items():
-            ends = {(i, j): self.controls[j] for j in columns if (i, j) in pairs}
+            ends = {(k, j): self.controls[j] for k, j in sorted(pairs) if k == i}
             for pair, found in self._swept(adjoints, seeds, ends):
                 blocks[pair] = held(seeds.as_rows(found), self.outputs[i])
         return blocks

@@ -14,7 +14,7 @@ from pyadjoint_utils.colouring import Compression
 from pyadjoint_utils.dependencies import Dependencies, UnknownPatternError
 from pyadjoint_utils.differences import precision
 from pyadjoint_utils.engine import Aval
-from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
+from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, NotDifferentiableError
 from pyadjoint_utils.hessian_matrix import hessian_of
 from pyadjoint_utils.jacobian import Jacobian
 from pyadjoint_utils.memory import check_matrix
@@ -33,21 +33,24 @@ def sparse_jacobian(rf: Any, sparsity: Any) -> Any:
     jacobian.check_holomorphic()
     outputs, controls = [[aval_of(bv) for bv in side] for side in (jacobian.outputs, jacobian.controls)]
     real = all(aval.dtype.kind != "c" for aval in (*outputs, *controls))
-    multiplied = _multiplied(
-        outputs,
-        controls,
-        lambda rows: _joined(jacobian.push(_parted(rows, controls))),
-        (lambda rows: _joined(jacobian.pull(_parted(rows, outputs)))) if real else None,
-        {*rf._plan.touched, *jacobian.controls, *jacobian.outputs},
-    )
-    search = _Search(
-        "Jacobian",
-        multiplied,
-        rf._plan.patterns.setdefault("Jacobian", {}),
-        lambda: Dependencies(rf._plan, jacobian.controls).jacobian(jacobian.outputs),
-    )
     rows, columns = _Side("outputs", rf._outputs.listed, outputs), _Side("controls", rf._controls.listed, controls)
-    blocks = _blocks(_searched(search, sparsity, rows, columns), outputs, controls)
+
+    def found(push: Product, pull: Product | None) -> Any:
+        search = _Search(
+            "Jacobian",
+            _multiplied(outputs, controls, push, pull, {*rf._plan.touched, *jacobian.controls, *jacobian.outputs}),
+            rf._plan.patterns.setdefault("Jacobian" if pull is not None else "Jacobian by columns", {}),
+            lambda: Dependencies(rf._plan, jacobian.controls).jacobian(jacobian.outputs),
+        )
+        return _blocks(_searched(search, sparsity, rows, columns), outputs, controls)
+
+    push: Product = lambda rows: _joined(jacobian.push(_parted(rows, controls)))  # noqa: E731
+    try:
+        blocks = found(push, (lambda rows: _joined(jacobian.pull(_parted(rows, outputs)))) if real else None)
+    except NotDifferentiableError:
+        if not real:
+            raise
+        blocks = found(push, None)  # there may be a rule by hand for tangents alone
     return rf._outputs.delist([rf._controls.delist(row) for row in blocks])
 
 

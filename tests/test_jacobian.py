@@ -15,6 +15,7 @@ from pyadjoint_utils import (
     get_engine,
     memory,
     overload,
+    overload_numpy,
     to_adjfloat,
 )
 
@@ -175,3 +176,21 @@ def test_an_input_is_cut_off_from_what_once_computed_it():
     single = ReducedFunction((y * z).sum(), Control(x), inputs=y)
     single(X, inputs=np.ones(2))
     np.testing.assert_allclose(single.jac_matrix().numpy(), 3 * X**2)
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("jvp", 2), ("vjp", 5)])
+def test_the_sweep_that_has_rules_gives_the_matrix_though_it_takes_more_directions(kind, rows):
+    weights = np.random.default_rng(2).standard_normal((rows, 3))
+    rules = {
+        "jvp": lambda primals, tangents: weights @ (np.cos(primals[0]) * tangents[0]),
+        "vjp": lambda primals, seeds: np.cos(primals[0]) * (weights.T @ seeds),
+    }
+    x = array([0.3, -0.2, 1.1])
+    f = overload_numpy(lambda x: weights @ np.sin(x), **{kind: rules[kind]})
+    rf = ReducedFunction(f(x), Control(x))
+    np.testing.assert_allclose(rf.jac_matrix().numpy(), weights * np.cos(x.numpy()))
+    bare = ReducedFunction(overload_numpy(lambda x: weights @ np.sin(x))(x), Control(x))
+    with pytest.raises(
+        NotDifferentiableError, match=f"need {'vjp' if kind == 'jvp' else 'jvp'}="
+    ):  # of the first choice
+        bare.jac_matrix()

@@ -363,6 +363,17 @@ def test_rules_for_one_sweep_alone():
         rf.jac_matrix(sparsity=band(N, 1))
 
 
+def test_fewer_rows_that_have_no_rule():
+    f = overload_numpy(lambda x: x.reshape(-1, 4).sum(1) ** 2, jvp=lambda x, dx: 2 * sums(x[0]) * sums(dx[0]))
+    sums = lambda x: x.reshape(-1, 4).sum(1)
+    x = array(X)
+    rf = ReducedFunction(f(x), Control(x))
+    expected = np.kron(np.eye(N // 4), np.ones(4)) * 2 * sums(X)[:, None]
+    np.testing.assert_allclose(rf.jac_matrix().numpy(), expected)
+    for sparsity in (sparse.csr_array(expected), "detect"):
+        np.testing.assert_allclose(rf.jac_matrix(sparsity=sparsity).toarray(), expected)
+
+
 # Bad input ---------------------------------------------------------------------------------------------------------------
 
 
