@@ -4,7 +4,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,23 @@ from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, NotDif
 from pyadjoint_utils.hand_rules import HandRules
 from pyadjoint_utils.linearization import Signature
 from pyadjoint_utils.overloading import Overloaded
+from pyadjoint_utils.points import check_marks
 
 METHODS = ("complex-step", "central")
+
+
+class Fields(NamedTuple):
+    """Positions of leaves whose first axis counts points that do not influence each other.
+
+    Attributes:
+        ins: among the arguments' leaves.
+        outs: among the outputs'.
+    """
+
+    ins: frozenset[int] = frozenset()
+    outs: frozenset[int] = frozenset()
+
+
 _NEEDED_BY = {
     "jvp": "tangents and Hessian actions need jvp=",
     "vjp": "gradients and Hessian actions need vjp=",
@@ -32,6 +47,9 @@ class BlackBox:
         method: one of :data:`METHODS`, or None.
         step: relative step of differences, or None.
         argnums: positions that pass a derivative, or None for all.
+        name: what messages call it.
+        pointwise: as for :func:`overload`.
+        out_pointwise: likewise.
     """
 
     def __init__(
@@ -43,8 +61,12 @@ class BlackBox:
         step: float | None,
         argnums: Sequence[int] | None,
         name: str,
+        pointwise: Any = False,
+        out_pointwise: Any = None,
     ) -> None:
         self.engine, self.function, self.method, self.step, self.name = engine, function, method, step, name
+        self._pointwise = check_marks(pointwise, "pointwise", name)
+        self._out_pointwise = check_marks(out_pointwise, "out_pointwise", name)
         self.rules = HandRules(engine, rules, argnums, name)
         self.signatures: dict[Any, Signature] = {}
         self._parameters = _parameters(function)
@@ -61,6 +83,22 @@ class BlackBox:
             if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is not p.empty:
                 bound.arguments.setdefault(p.name, p.default)
         return bound.args, bound.kwargs
+
+    def fields(self, structure: Any, leaves: Sequence[Any], out_structure: Any, count: int) -> Fields:
+        """Which leaves of the arguments and of the outputs are fields of points, as declared."""
+        if not self._pointwise:
+            return Fields()
+        args, kwargs = self.engine.unflatten(structure, range(len(leaves)))
+        marks = [True] * len(args) if self._pointwise is True else self._pointwise
+        chosen = [arg for arg, mark in zip(args, marks, strict=False) if mark]
+        chosen += [kwargs] if self._pointwise is True else []
+        ins = [i for i in self.engine.flatten(chosen)[0] if np.ndim(leaves[i])]
+        result = self.engine.unflatten(out_structure, range(count))
+        items = result if isinstance(result, (tuple, list)) else [result]
+        flags = self._out_pointwise
+        flags = [flags is not False] * len(items) if isinstance(flags, (bool, type(None))) else flags
+        outs = self.engine.flatten([item for item, flag in zip(items, flags, strict=False) if flag])[0]
+        return Fields(frozenset(ins), frozenset(outs))
 
     def missing(self, kind: str) -> NotDifferentiableError:
         has = " and ".join(f"a {known}" for known in ("jvp", "vjp", "hvp") if known in self.rules)
@@ -169,7 +207,7 @@ def overload_numpy(
     given = {kind: rule for kind, rule in rules.items() if rule is not None}
     title = name or getattr(function, "__name__", None) or type(function).__name__
     numbers = (argnums,) if isinstance(argnums, int) else argnums
-    box = BlackBox(ENGINE, function, given, method, step, numbers, title)
+    box = BlackBox(ENGINE, function, given, method, step, numbers, title, pointwise, out_pointwise)
 
     @functools.wraps(function, updated=())
     def call(*args: Any, **kwargs: Any) -> Any:

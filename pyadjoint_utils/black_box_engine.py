@@ -51,6 +51,12 @@ class BlackBoxEngine(NumPyArrays):
     def jvp_of(self, f: Map, n: int) -> Map:
         return _Tangent(f, n)
 
+    def batch_of(self, f: Map, batched: Sequence[bool]) -> Map:
+        loop = super().batch_of(f, batched)
+        if not isinstance(f, _Adjoint) or any(batched[: f.n]) or not all(batched[f.n :]):
+            return loop
+        return lambda x, c: loop(x, c) if any(map(self.is_tracer, x)) else f.of_rows(x, c, loop)
+
     def function(self, name: str) -> Callable[..., Any] | None:
         return _FUNCTIONS.get(name)
 
@@ -107,6 +113,13 @@ class _Adjoint:
             return _fitted(at.adjoint(ins, outs, seeds), [x.dtype for x in values[: self.n]])
         derived = _AdjointAt(_first_order(at), ins, outs, seeds)
         return tuple([_Output(derived, x, k) for k in range(self.n)])
+
+    def of_rows(self, x: Arrays, c: Arrays, loop: Map) -> Arrays:
+        """The same for seeds along a leading axis: probed once for all of them."""
+        at, ins, outs = _trace(self.f, x[: self.n], c)
+        if not isinstance(at, Point):
+            return loop(x, c)
+        return _fitted(at.adjoints(ins, outs, x[self.n :]), [x.dtype for x in x[: self.n]])
 
 
 class _Tangent:

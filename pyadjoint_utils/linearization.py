@@ -13,6 +13,7 @@ from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, NotDif
 from pyadjoint_utils.probing import Probe
 from pyadjoint_utils.rule_programs import Program, as_numpy, check_program, derivative_of_program
 from pyadjoint_utils.running import RUNNING
+from pyadjoint_utils.unit_probing import pulled
 
 Leaves = Sequence[Any]
 
@@ -20,8 +21,8 @@ Leaves = Sequence[Any]
 class Signature:
     """What is learnt once about calls with arguments of the same containers, shapes and dtypes."""
 
-    def __init__(self, structure: Any, outputs: list[Aval]) -> None:
-        self.structure, self.outputs = structure, outputs
+    def __init__(self, structure: Any, outputs: list[Aval], fields: Any) -> None:
+        self.structure, self.outputs, self.fields = structure, outputs, fields
         self.precisions: dict[tuple[int, ...], tuple[bool, float]] = {}
         self.analytic: set[tuple[int, ...]] = set()
         self.checked: set[Any] = set()
@@ -60,6 +61,11 @@ class Point:
     def differentiable(self) -> list[int]:
         return [k for k, aval in enumerate(self.outputs) if aval.differentiable]
 
+    @property
+    def exact(self) -> bool:
+        """Whether tangents are right to rounding."""
+        return "jvp" in self.box.rules or self.box.method == "complex-step"
+
     def _key(self) -> Any:
         return self.structure, tuple([_kind(leaf) for leaf in self.leaves])
 
@@ -78,7 +84,8 @@ class Point:
         avals = [Aval(y.shape, y.dtype) for y in outputs]
         known = self._signature or self.box.signatures.get(self._key())
         if known is None:
-            known = self.box.signatures[self._key()] = Signature(structure, avals)
+            fields = self.box.fields(self.structure, self.leaves, structure, len(avals))
+            known = self.box.signatures[self._key()] = Signature(structure, avals, fields)
         elif (structure, [a.shape for a in avals]) != (known.structure, [a.shape for a in known.outputs]):
             raise ArgumentValueError(
                 f"{self.name} returned {_listed(avals)} in other containers or shapes than before, "
@@ -130,24 +137,23 @@ class Point:
 
     def adjoint(self, ins: Sequence[int], outs: Sequence[int], yb: Leaves, *, nested: bool = False) -> list[Any]:
         """``J^H yb`` for the leaves ``ins``."""
+        if "vjp" in self.box.rules:
+            return as_numpy(self.box.rules.vjp(self, ins, outs, self.leaves, yb))
+        return [rows[0] for rows in self.adjoints(ins, outs, [w[None] for w in yb], nested=nested)]
+
+    def adjoints(self, ins: Sequence[int], outs: Sequence[int], yb: Leaves, *, nested: bool = False) -> list[Any]:
+        """``J^H yb`` for the leaves ``ins``, and for seeds that are stacked along a leading axis."""
         box = self.box
         if "vjp" in box.rules:
-            return as_numpy(box.rules.vjp(self, ins, outs, self.leaves, yb))
+            rows = [self.adjoint(ins, outs, row) for row in zip(*yb, strict=True)]
+            return [np.stack(found) for found in zip(*rows, strict=True)]
         if box.method is None:
             raise box.missing("vjp")
-        results = [np.zeros(x.shape, wide_dtype(x.dtype)) for x in (self.leaves[i] for i in ins)]
         if not largest(yb):
-            return results
+            return [np.zeros((len(yb[0]), *self.leaves[i].shape), wide_dtype(self.leaves[i].dtype)) for i in ins]
         if box.method == "complex-step" and "jvp" not in box.rules:
             Probe(self, ins).check_analytic()
-        for i, result in zip(ins, results, strict=True):
-            for index in np.ndindex(result.shape):
-                for unit in (1.0, 1.0j) if result.dtype.kind == "c" else (1.0,):
-                    basis = np.zeros(result.shape, self.leaves[i].dtype)
-                    basis[index] = unit
-                    dy = self.tangent([i], [basis], nested=nested)
-                    result[index] += unit * sum(np.real(np.vdot(dy[k], w)) for k, w in zip(outs, yb, strict=True))
-        return results
+        return [pulled(self, i, outs, yb, nested=nested) for i in ins]
 
     # Second derivatives ------------------------------------------------------------------------------------------------
 
@@ -199,8 +205,7 @@ class Point:
         results = fixed()
         if not largest(dx):
             return results
-        by_rules = "jvp" in self.box.rules or "vjp" in self.box.rules or self.box.method == "complex-step"
-        found = Probe(self, ins).central(moving, dx, nested=not by_rules)
+        found = Probe(self, ins).central(moving, dx, nested=not (self.exact or "vjp" in self.box.rules))
         return [a + b for a, b in zip(results, found, strict=True)]
 
     def _through_the_tape(

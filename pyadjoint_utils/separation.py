@@ -35,11 +35,11 @@ def check_points(
     if seeds.deviation(found) <= eps ** (2 / 3):
         return
     # That may be rounding, where a function subtracts large numbers: zeros tell for certain.
-    if not _separate(lambda rows: along(sweep, plan, {seeds.bv: rows}, [end], size)[0], seeds.aval.shape, eps):
+    if not separate(lambda rows: along(sweep, plan, {seeds.bv: rows}, [end], size)[0], seeds.aval.shape, eps):
         raise _false_claim(plan)
 
 
-def _separate(linear: Linear, shape: tuple[int, ...], eps: float) -> bool:
+def separate(linear: Linear, shape: tuple[int, ...], eps: float) -> bool:
     """Whether a linear map of fields leaves the points where its argument is zero at zero.
 
     A truly pointwise map gives exact zeros there. Two points differ in a bit of their numbers, so that one of the
@@ -90,6 +90,6 @@ def _holds(block: EngineBlock, i: int, k: int) -> bool:
         )
 
     try:
-        return _separate(rows_of(local.jvp, rules.inputs[i].dtype), rules.inputs[i].shape, eps)
+        return separate(rows_of(local.jvp, rules.inputs[i].dtype), rules.inputs[i].shape, eps)
     except NotDifferentiableError:  # a rule by hand for adjoints alone
-        return _separate(rows_of(local.vjp, rules.outputs[k].dtype), rules.outputs[k].shape, eps)
+        return separate(rows_of(local.vjp, rules.outputs[k].dtype), rules.outputs[k].shape, eps)
