@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bridges.jax_primitives import call_p, narrowed
+from bridges.jax_primitives import call, narrowed
 from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.errors import ArgumentTypeError
 from pyadjoint_utils.host_function import HostFunction
@@ -63,7 +63,7 @@ def as_jax(rf: Any) -> Callable[..., Any]:
         given = [_entered(inside, k, value, narrow) for k, value in enumerate(inside.values(values, inputs))]
 
         def foreign(host: HostFunction, x: Sequence[Any]) -> Sequence[Any]:
-            return call_p.bind(*x, function=host, narrow=narrow)
+            return call(host, x, narrow)
 
         def constant(array: Any) -> Any:
             dtype = narrowed(array.dtype)

@@ -1,11 +1,11 @@
 """Two primitives of JAX that call functions from outside: the function itself, and its derivative as a linear map.
 
-Their rules hold at any order, since the derivative of a host function is a host function again: the JVP of a call is a
-linear map; the transpose of a linear map is one; and the JVP of a linear map, which depends on the point, is the linear map
-of the derived function.
+Their rules hold at any order, since the derivative of a host function is a host function again: the derivative of a call
+is a linear map; the transpose of a linear map is one; and the derivative of a linear map, which depends on the point, is
+the linear map of the derived function. Only the transpose tells the two primitives apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,11 @@ from jax.interpreters import ad, batching, mlir
 from bridges.jax_callbacks import emit
 from pyadjoint_utils.engine import Aval, get_engine
 from pyadjoint_utils.host_function import HostFunction
+
+# JAX's own form of rules for reverse mode is not public: outside of the versions that are tested, JAX derives it.
+primitive_linearizations: dict[Any, Any] | None = None
+if jax.__version_info__[:2] == (0, 10):
+    from jax._src.interpreters.ad import primitive_linearizations
 
 _NARROW = {"float64": "float32", "complex128": "complex64", "int64": "int32", "uint64": "uint32"}
 
@@ -74,12 +79,44 @@ class LinearMap(NamedTuple):
         axes = [Axis(a.size, a.points, _pick(a.ins, ins), _pick(a.outs, outs)) for a in self.axes]
         return LinearMap(self.function, _pick(self.ins, ins), _pick(self.outs, outs), not self.adjoint, tuple(axes))
 
+    def derivative(self, moving: Sequence[bool]) -> "Derivative | None":
+        """How tangents of its results come from those of some arguments; None without one."""
+        n, host = self.points, self.host()
+        ins = tuple([i for i in host.active if moving[i]])
+        outs = tuple(range(len(host.outputs)))
+        if not ins:
+            return None
+        if ins[0] < n:
+            return Derivative(LinearMap(host, ins, outs), ins, outs, host.dual)
+        return Derivative(self, tuple(range(n, len(host.inputs))), outs)
+
     def batched(self, marks: Sequence[bool], size: int) -> "LinearMap":
         """The map over a leading axis of the arguments that are marked, and of all results."""
         points, seeds = tuple(marks[: self.points]), tuple(marks[self.points :])
         results = (True,) * len(self.ins if self.adjoint else self.outs)
         axis = Axis(size, points, results, seeds) if self.adjoint else Axis(size, points, seeds, results)
         return self._replace(axes=(*self.axes, axis))
+
+
+class Derivative(NamedTuple):
+    """How tangents of a call's results come from those of its arguments.
+
+    Attributes:
+        linear: the map; its point is made of the first arguments of the call.
+        ins: the arguments whose tangents are its directions.
+        outs: the results that have a tangent.
+        dual: makes the function that gives results and tangents in one call, or None where that costs more.
+    """
+
+    linear: LinearMap
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    dual: Callable[[tuple[int, ...]], HostFunction | None] = lambda ins: None
+
+    def apply(self, points: Sequence[Any], tangents: Sequence[Any], narrow: bool) -> list[Any]:
+        """Return the tangents ``outs``."""
+        directions = [ad.instantiate_zeros(tangents[i]) for i in self.ins]
+        return _bind(self.linear, [*points[: self.linear.points], *directions], narrow)
 
 
 def _pick(items: Sequence[Any], where: Sequence[int]) -> tuple[Any, ...]:
@@ -89,8 +126,36 @@ def _pick(items: Sequence[Any], where: Sequence[int]) -> tuple[Any, ...]:
 # What both have in common ----------------------------------------------------------------------------------------------
 
 
-def _avals(outputs: Sequence[Aval], narrow: bool) -> list[Any]:
-    return [jax.core.ShapedArray(y.shape, narrowed(y.dtype) if narrow else y.dtype) for y in outputs]
+Target = HostFunction | LinearMap
+
+call_p, linear_p = Primitive("tape_call"), Primitive("tape_linear")
+
+
+def call(function: HostFunction, x: Sequence[Any], narrow: bool) -> list[Any]:
+    """Call a function from outside, on values of any transformation.
+
+    Args:
+        function: the function.
+        x: its arguments.
+        narrow: whether JAX has no 64-bit types now.
+    """
+    return _bind(function, x, narrow)
+
+
+def _bind(target: Target, x: Sequence[Any], narrow: bool) -> list[Any]:
+    primitive = linear_p if isinstance(target, LinearMap) else call_p
+    return primitive.bind(*x, target=target, narrow=narrow)
+
+
+def _host(target: Target) -> HostFunction:
+    return target.host() if isinstance(target, LinearMap) else target
+
+
+def _derivative(target: Target, moving: Sequence[bool]) -> Derivative | None:
+    if isinstance(target, LinearMap):
+        return target.derivative(moving)
+    ins, outs = tuple([i for i in target.active if moving[i]]), target.differentiable
+    return Derivative(LinearMap(target, ins, outs), ins, outs, target.dual) if ins and outs else None
 
 
 def narrowed(dtype: np.dtype) -> np.dtype:
@@ -98,36 +163,58 @@ def narrowed(dtype: np.dtype) -> np.dtype:
     return np.dtype(_NARROW.get(dtype.name, dtype))
 
 
-def _eager(host: HostFunction, arrays: Sequence[Any], narrow: bool) -> list[Any]:
+def _avals(target: Target, narrow: bool) -> list[Any]:
+    return [jax.core.ShapedArray(y.shape, narrowed(y.dtype) if narrow else y.dtype) for y in _host(target).outputs]
+
+
+def _eager(target: Target, arrays: Sequence[Any], narrow: bool) -> list[Any]:
     # An ordinary call: an eager callback would be compiled and take milliseconds.
     engine = get_engine("jax")
-    results = host(arrays, engine)
+    results = _host(target)(arrays, engine)
     return [engine.cast(y, narrowed(y.dtype)) for y in results] if narrow else list(results)
 
 
-# A call ----------------------------------------------------------------------------------------------------------------
-
-call_p = Primitive("tape_call")
-call_p.multiple_results = True
-call_p.def_impl(lambda *x, function, narrow: _eager(function, x, narrow))
-call_p.def_abstract_eval(lambda *x, function, narrow: _avals(function.outputs, narrow))
-mlir.register_lowering(call_p, lambda ctx, *x, function, narrow: emit(ctx, x, function, function.name), cacheable=False)
+def _lower(ctx: Any, *x: Any, target: Target, narrow: bool) -> Any:
+    host = _host(target)
+    return emit(ctx, x, host, host.name)
 
 
-def _call_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, function: HostFunction, narrow: bool) -> Any:
-    y = call_p.bind(*primals, function=function, narrow=narrow)
-    dy: list[Any] = [ad.Zero(jax.typeof(value).to_tangent_aval()) for value in y]
-    ins = tuple([i for i in function.active if type(tangents[i]) is not ad.Zero])
-    if ins and function.differentiable:
-        linear = LinearMap(function, ins, function.differentiable)
-        for k, value in zip(linear.outs, _apply(linear, primals, _pick(tangents, ins), narrow), strict=True):
-            dy[k] = value
-    return y, dy
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, target: Target, narrow: bool) -> Any:
+    derivative = _derivative(target, [type(t) is not ad.Zero for t in tangents])
+    if derivative is None:
+        y = _bind(target, primals, narrow)
+        return y, _spread(y, (), ())
+    directions = _pick(tangents, derivative.ins)
+    if not any(isinstance(v, jax.core.Tracer) for v in (*primals, *directions)):  # nobody will transpose this
+        dual = derivative.dual(derivative.ins)
+        if dual is not None:
+            both, n = _bind(dual, [*primals, *directions], narrow), len(_host(target).outputs)
+            return both[:n], _spread(both[:n], derivative.outs, both[n:])
+    y = _bind(target, primals, narrow)
+    return y, _spread(y, derivative.outs, derivative.apply(primals, tangents, narrow))
 
 
-def _call_batch(x: Sequence[Any], dims: Sequence[Any], *, function: HostFunction, narrow: bool) -> Any:
+def _linearize(_: bool, moving: Sequence[bool], *primals: Any, target: Target, narrow: bool) -> tuple[Any, ...]:
+    """The same in the form of JAX's own rules, results and a function of the tangents; it saves JAX a trace of the JVP."""
+    y, derivative = _bind(target, primals, narrow), _derivative(target, moving)
+    if derivative is None:
+        return y, [False] * len(y), (), lambda _, *tangents: _spread(y, (), ())
+
+    def tangents_of(points: Sequence[Any], *tangents: Any) -> list[Any]:
+        return _spread(y, derivative.outs, derivative.apply(points, tangents, narrow))
+
+    return y, [k in derivative.outs for k in range(len(y))], primals, tangents_of
+
+
+def _spread(y: Sequence[Any], outs: Sequence[int], tangents: Sequence[Any]) -> list[Any]:
+    """One tangent per result; JAX's zero for those that have none."""
+    given = dict(zip(outs, tangents, strict=True))
+    return [given[k] if k in given else ad.Zero(jax.typeof(a).to_tangent_aval()) for k, a in enumerate(y)]
+
+
+def _batch(x: Sequence[Any], dims: Sequence[Any], *, target: Target, narrow: bool) -> Any:
     x, marks, size = _leading(x, dims)
-    y = call_p.bind(*x, function=function.batched(marks, size), narrow=narrow)
+    y = _bind(target.batched(marks, size), x, narrow)
     return y, [0] * len(y)
 
 
@@ -138,40 +225,22 @@ def _leading(x: Sequence[Any], dims: Sequence[Any]) -> tuple[list[Any], tuple[bo
     return moved, marks, next(a.shape[0] for a, marked in zip(moved, marks, strict=True) if marked)
 
 
-ad.primitive_jvps[call_p] = _call_jvp
-batching.primitive_batchers[call_p] = _call_batch
+for _p in (call_p, linear_p):
+    _p.multiple_results = True
+    _p.def_impl(lambda *x, target, narrow: _eager(target, x, narrow))
+    _p.def_abstract_eval(lambda *x, target, narrow: _avals(target, narrow))
+    mlir.register_lowering(_p, _lower, cacheable=False)
+    ad.primitive_jvps[_p] = _jvp
+    batching.primitive_batchers[_p] = _batch
+    if primitive_linearizations is not None:
+        primitive_linearizations[_p] = _linearize
 
 
-# A linear map ----------------------------------------------------------------------------------------------------------
-
-linear_p = Primitive("tape_linear")
-linear_p.multiple_results = True
-linear_p.def_impl(lambda *x, linear, narrow: _eager(linear.host(), x, narrow))
-linear_p.def_abstract_eval(lambda *x, linear, narrow: _avals(linear.host().outputs, narrow))
-mlir.register_lowering(
-    linear_p, lambda ctx, *x, linear, narrow: emit(ctx, x, linear.host(), linear.host().name), cacheable=False
-)
+# The transpose of a linear map -----------------------------------------------------------------------------------------
 
 
-def _apply(linear: LinearMap, points: Sequence[Any], seeds: Sequence[Any], narrow: bool) -> list[Any]:
-    return linear_p.bind(*points, *seeds, linear=linear, narrow=narrow)
-
-
-def _linear_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, linear: LinearMap, narrow: bool) -> Any:
-    y = linear_p.bind(*primals, linear=linear, narrow=narrow)
-    n, host = linear.points, linear.host()
-    ins = tuple([i for i in host.active if type(tangents[i]) is not ad.Zero])
-    if not ins:
-        return y, [ad.Zero(jax.typeof(value).to_tangent_aval()) for value in y]
-    if ins[0] < n:
-        outer = LinearMap(host, ins, tuple(range(len(y))))
-        return y, _apply(outer, primals, _pick(tangents, ins), narrow)
-    seeds = [ad.instantiate_zeros(t) for t in tangents[n:]]
-    return y, _apply(linear, primals[:n], seeds, narrow)
-
-
-def _linear_transpose(cotangents: Sequence[Any], *x: Any, linear: LinearMap, narrow: bool) -> list[Any]:
-    n = linear.points
+def _transpose(cotangents: Sequence[Any], *x: Any, target: LinearMap, narrow: bool) -> list[Any]:
+    n = target.points
     given = tuple([k for k, ct in enumerate(cotangents) if type(ct) is not ad.Zero])
     wanted = tuple([j for j, seed in enumerate(x[n:]) if ad.is_undefined_primal(seed)])
     results: list[Any] = [None] * len(x)
@@ -179,7 +248,7 @@ def _linear_transpose(cotangents: Sequence[Any], *x: Any, linear: LinearMap, nar
         return [ad.Zero(a.aval) if ad.is_undefined_primal(a) else None for a in x]
     # JAX pairs cotangents without conjugation, the tape under Re<a, b>.
     seeds = [_conj(cotangents[k]) for k in given]
-    for j, value in zip(wanted, _apply(linear.transposed(wanted, given), x[:n], seeds, narrow), strict=True):
+    for j, value in zip(wanted, _bind(target.transposed(wanted, given), [*x[:n], *seeds], narrow), strict=True):
         results[n + j] = _conj(value)
     return results
 
@@ -188,12 +257,4 @@ def _conj(value: Any) -> Any:
     return jnp.conj(value) if jnp.iscomplexobj(value) else value
 
 
-def _linear_batch(x: Sequence[Any], dims: Sequence[Any], *, linear: LinearMap, narrow: bool) -> Any:
-    x, marks, size = _leading(x, dims)
-    y = linear_p.bind(*x, linear=linear.batched(marks, size), narrow=narrow)
-    return y, [0] * len(y)
-
-
-ad.primitive_jvps[linear_p] = _linear_jvp
-ad.primitive_transposes[linear_p] = _linear_transpose
-batching.primitive_batchers[linear_p] = _linear_batch
+ad.primitive_transposes[linear_p] = _transpose

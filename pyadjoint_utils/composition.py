@@ -79,6 +79,14 @@ class Composition(HostFunction):
         ]
 
     def _tangent(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> HostFunction:
+        return self._pushed(ins, outs, ())
+
+    def dual(self, ins: tuple[int, ...]) -> HostFunction:
+        everything = tuple(range(len(self.outputs)))
+        return self.once(("dual", ins), lambda: self._pushed(ins, self.differentiable, everything))
+
+    def _pushed(self, ins: tuple[int, ...], outs: tuple[int, ...], values: tuple[int, ...]) -> HostFunction:
+        """The function that gives the results ``values`` and the tangents of ``outs``."""
         fresh = itertools.count(self._free)
         tangents = {self._sources[i]: next(fresh) for i in ins}
         sources = [*self._sources, *tangents.values()]
@@ -93,9 +101,10 @@ class Composition(HostFunction):
                 taken = tuple([tangents.setdefault(outputs[k], next(fresh)) for k in function.differentiable])
                 parts.append(pushed := Part(function.tangent(through), given, taken))
                 origins[pushed] = part, through
-        results = [tangents.get(self._results[k], next(fresh)) for k in outs]
+        results = [self._results[k] for k in values]
+        results += [tangents.get(self._results[k], next(fresh)) for k in outs]
         parts = _fused(_needed(parts, results), origins)
-        seeds, avals = [self.inputs[i] for i in ins], [self.outputs[k] for k in outs]
+        seeds, avals = [self.inputs[i] for i in ins], [self.outputs[k] for k in (*values, *outs)]
         return self._derived_by(parts, sources, results, seeds, avals, "tangent")
 
     def _adjoint(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> HostFunction:
