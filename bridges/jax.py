@@ -61,6 +61,10 @@ class JaxEngine(Engine):
                 array = jnp.asarray(movable(array))
             return array if dtype is None else array.astype(dtype)
 
+    def argument(self, source: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        # Ten times faster than a JAX array; a copy, since programs read NumPy's memory after the call has returned.
+        return np.array(source, dtype)
+
     def to_numpy(self, array: Any) -> np.ndarray:
         return np.asarray(array)
 

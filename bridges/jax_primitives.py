@@ -15,7 +15,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from bridges.jax_callbacks import emit
-from pyadjoint_utils.engine import Aval, get_engine
+from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.host_function import HostFunction
 
 # JAX's own form of rules for reverse mode is not public: outside of the versions that are tested, JAX derives it.

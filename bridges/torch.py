@@ -32,6 +32,7 @@ from pyadjoint_utils.overloading import overload
 _NAMES = ("bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64 complex64 complex128").split()
 _TO_NUMPY: dict[torch.dtype, np.dtype] = {getattr(torch, name): np.dtype(name) for name in _NAMES}
 _TO_TORCH: dict[np.dtype, torch.dtype] = {dtype: ours for ours, dtype in _TO_NUMPY.items()}
+_PLAIN = frozenset(_TO_TORCH)
 # Dtypes that NumPy lacks travel through it as integers of their width.
 _CARRIERS = {1: torch.uint8, 2: torch.int16}
 
@@ -73,7 +74,7 @@ def _from_numpy(array: np.ndarray) -> torch.Tensor:
     dtype = _torch_dtype(array.dtype.newbyteorder("="))
     if not array.dtype.isnative or any(s < 0 or s % array.itemsize for s in array.strides):
         array = array.astype(array.dtype.newbyteorder("="), order="C")
-    if array.dtype.name not in _NAMES:
+    if array.dtype not in _PLAIN:
         carrier = array.view(_TO_NUMPY[_CARRIERS[array.itemsize]])
         return _from_numpy(carrier).view(dtype)
     # from_numpy warns about read-only memory, though nobody writes to a value on the tape.
@@ -248,7 +249,7 @@ class TorchEngine(Engine):
         if array.layout != torch.strided:
             raise ArgumentTypeError(f"A tensor of layout {array.layout} is no dense array. Write tensor.to_dense().")
         dtype = _numpy_dtype(array.dtype)
-        if dtype.name not in _NAMES:
+        if dtype not in _PLAIN:
             return array.detach().view(_CARRIERS[dtype.itemsize]).numpy(force=True).view(dtype)
         return array.numpy(force=True)
 

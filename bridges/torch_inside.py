@@ -100,10 +100,13 @@ def call(function: HostFunction, x: Tensors) -> Tensors:
 
 
 def _evaluated(function: HostFunction, x: Tensors) -> tuple[torch.Tensor, ...]:
-    # Detached, they are other objects at every call: nothing is found that was kept for a tensor written to since.
-    results = function([a.detach() for a in x], get_engine("torch"))
-    # PyTorch writes into its tensors (gradients accumulate in place); those of other engines share theirs.
-    return tuple([y.to(x[0].device, copy=True) for y in results])
+    # Arguments are other objects at every call: nothing is found that was kept for a tensor written to since. Results are
+    # copies: PyTorch writes into its tensors (gradients accumulate in place), and engines share theirs.
+    engine = get_engine("torch")
+    if any(a.device.type != "cpu" for a in x):
+        return tuple([y.to(x[0].device, copy=True) for y in function([a.detach() for a in x], engine)])
+    # Other engines exchange arrays with NumPy much faster than with PyTorch.
+    return tuple([engine.enter(np.array(y)) for y in function([engine.to_numpy(a) for a in x])])
 
 
 def _legacy_batch(function: HostFunction, x: Tensors) -> tuple[torch.Tensor, ...]:

@@ -150,9 +150,13 @@ class RulesFunction(HostFunction):
         return y
 
     def _leaves(self, x: Arrays) -> Arrays:
-        engine, inputs = self._rules.engine, self._rules.inputs
-        given = [entered(x[i], aval, engine) for i, aval in zip(self._order, inputs, strict=False)]
+        given = [self._argument(x[i], aval) for i, aval in zip(self._order, self._rules.inputs, strict=False)]
         return (*given, *self._constants)
+
+    def _argument(self, value: Any, aval: Aval) -> Any:
+        if isinstance(value, np.ndarray) and self._rules.compiled:
+            return self._rules.engine.argument(value, aval.dtype)
+        return entered(value, aval, self._rules.engine)
 
     def _local(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> LocalRules:
         return self._rules.at(tuple([self._at[i] for i in ins]), outs)

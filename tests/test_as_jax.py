@@ -21,6 +21,7 @@ from pyadjoint_utils import (
     array,
     overload_numpy,
 )
+from pyadjoint_utils.engine import get_engine
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
@@ -125,7 +126,7 @@ def test_values_and_gradients_in_lists(mode, expected):
 
 
 # Eagerly every operation around the tape is compiled alone, which takes long.
-EAGER_TOO = ("linearize", "jacrev", "jacfwd-jacrev", "reverse over reverse")
+EAGER_TOO = ("jvp", "linearize", "jacrev", "jacfwd-jacrev", "forward over reverse", "reverse over reverse")
 
 
 def in_modes(kinds):
@@ -186,6 +187,14 @@ def test_control_flow():
     found, wanted = (jax.jit(jax.hessian(loop(g)))(V) for g in (f, native))
     close(found, wanted)
     close(jax.grad(loop(f))(V), jax.jit(jax.grad(loop(native)))(V))
+
+
+def test_eager_tangents_of_tangents_and_of_gradients():
+    f, push = mixed(), lambda g, d: lambda v: jax.jvp(g, (v,), (d,))[1]
+    of_tangent = lambda f: push(push(vector(f), jnp.asarray(E)), jnp.asarray(D))
+    of_gradient = lambda f: push(jax.grad(scalar(f)), jnp.asarray(D))
+    for g in (of_tangent, of_gradient):
+        close(g(f)(jnp.asarray(V)), jax.jit(g(native))(V))
 
 
 def test_jaxs_own_check_of_gradients():
@@ -391,6 +400,18 @@ np.testing.assert_allclose(v, w, rtol=1e-10)
 
 def test_large_arrays_do_not_deadlock():
     subprocess.run([sys.executable, "-c", LARGE], check=True, timeout=120, cwd=ROOT)
+
+
+def test_numpys_memory_is_not_read_after_a_call_has_returned():
+    engine, n = get_engine("jax"), 200_000
+    raw = np.empty(8 * n + 64, np.uint8)
+    a = raw[-raw.ctypes.data % 64 :][: 8 * n].view(np.float64)  # JAX reads aligned memory in place
+    f = engine.compile(lambda x, c: (jnp.sort(jnp.sin(x[0])),), ())
+    for _ in range(10):
+        a[:] = 0.5
+        (y,) = f((engine.argument(a, a.dtype),), ())
+        a[:] = 7.0
+        close(y, np.full(n, np.sin(0.5)))
 
 
 # Precision ---------------------------------------------------------------------------------------------------------------

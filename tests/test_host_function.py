@@ -127,6 +127,8 @@ def test_values_and_tangents_at_another_point_than_the_recorded_one(case):
     check(function([2 * X, A]), f(2 * X, A))
     check(function.tangent((0, 1))([X, A, DX, DA]), derivative(f, [(X, DX), (A, DA)]))
     check(function.tangent((1,))([X, A, DA]), derivative(f, [(X, 0 * DX), (A, DA)]))
+    both = function.dual((0, 1))
+    check(both([2 * X, A, DX, DA]), [*f(2 * X, A), *derivative(f, [(2 * X, DX), (A, DA)])])
     last = (len(f(X, A)) - 1,)
     check(function.tangent((0,), last)([X, A, DX]), derivative(f, [(X, DX), (A, 0 * DA)])[-1:])
 
@@ -288,6 +290,9 @@ def test_values_and_tangents_are_one_call_of_an_engine():
     before = engine.counts["called"]
     function.tangent((0,))([X, A, DX])
     assert engine.counts["called"] - before == 2  # the sine with its tangent, the tangent of the product
+    before = engine.counts["called"], twin.counts["called"]
+    function.dual((0,))([X, A, DX])
+    assert (engine.counts["called"] - before[0], twin.counts["called"] - before[1]) == (2, 1)
 
 
 def test_a_function_used_twice_and_results_that_are_arguments_of_others():
