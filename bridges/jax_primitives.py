@@ -18,10 +18,12 @@ from bridges.jax_callbacks import emit
 from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.host_function import HostFunction
 
-# JAX's own form of rules for reverse mode is not public: outside of the versions that are tested, JAX derives it.
-primitive_linearizations: dict[Any, Any] | None = None
+# JAX's own form of rules for reverse mode is not public. In versions that nobody has tried, JAX derives it from the JVPs.
+_linearizations: dict[Any, Any] = {}
 if jax.__version_info__[:2] == (0, 10):
-    from jax._src.interpreters.ad import primitive_linearizations
+    from jax._src.interpreters import ad as _private
+
+    _linearizations = _private.primitive_linearizations
 
 _NARROW = {"float64": "float32", "complex128": "complex64", "int64": "int32", "uint64": "uint32"}
 
@@ -232,8 +234,7 @@ for _p in (call_p, linear_p):
     mlir.register_lowering(_p, _lower, cacheable=False)
     ad.primitive_jvps[_p] = _jvp
     batching.primitive_batchers[_p] = _batch
-    if primitive_linearizations is not None:
-        primitive_linearizations[_p] = _linearize
+    _linearizations[_p] = _linearize
 
 
 # The transpose of a linear map -----------------------------------------------------------------------------------------

@@ -189,6 +189,15 @@ def test_control_flow():
     close(jax.grad(loop(f))(V), jax.jit(jax.grad(loop(native)))(V))
 
 
+def test_without_rules_of_their_own_linearizations_are_derived_by_jax(monkeypatch, expected):
+    from bridges import jax_primitives
+
+    for primitive in (jax_primitives.call_p, jax_primitives.linear_p):
+        monkeypatch.delitem(jax_primitives._linearizations, primitive)
+    f = mixed()
+    close(jax.jit(lambda v: jax.jacrev(jax.grad(scalar(f)))(v))(V), expected["hessian"][0])
+
+
 def test_eager_tangents_of_tangents_and_of_gradients():
     f, push = mixed(), lambda g, d: lambda v: jax.jvp(g, (v,), (d,))[1]
     of_tangent = lambda f: push(push(vector(f), jnp.asarray(E)), jnp.asarray(D))
