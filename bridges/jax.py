@@ -11,7 +11,7 @@ import numpy as np
 
 from bridges.jax_callbacks import inside_program, movable
 from bridges.jax_inside import as_jax
-from bridges.jax_programs import build, loop, seconds, work
+from bridges.jax_programs import build, loop, seconds, split_vjp_of, work
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, Work
 from pyadjoint_utils.errors import ArgumentValueError
 from pyadjoint_utils.overloading import overload
@@ -161,6 +161,9 @@ class JaxEngine(Engine):
             return (*y, *[jnp.conj(xb) for xb in pull_back(tuple([jnp.conj(yb) for yb in x[n:]]))])
 
         return value_and_vjp
+
+    def split_vjp_of(self, f: Map, n: int, outs: Sequence[int]) -> tuple[Map, Map]:
+        return split_vjp_of(f, n, outs)
 
     def inlined(self, f: Callable[[Arrays], Arrays], avals: Sequence[Aval]) -> Callable[[Arrays], Arrays]:
         # A function of 32-bit types keeps them also inside of a program that runs under 64-bit types.

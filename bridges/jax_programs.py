@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.extend
+import jax.numpy as jnp
 
 from pyadjoint_utils.engine import Arrays, Aval, Map, Work
 
@@ -35,6 +36,37 @@ def build(f: Map, x: Arrays, c: Arrays, work: Work) -> Map:
     if work.shifts >= _MANY_SHIFTS and jax.default_backend() == "cpu":
         options["xla_disable_hlo_passes"] = "fusion"
     return jax.jit(lambda x, c: f(x, c)).lower(x, c).compile(options)
+
+
+def split_vjp_of(f: Map, n: int, outs: Sequence[int]) -> tuple[Map, Map]:
+    """The two halves of a VJP; see :meth:`pyadjoint_utils.Engine.split_vjp_of`."""
+    # What the pull-back consists of, and which of it are inputs, known once the first half has been traced: inputs are
+    # not returned, since XLA would copy them.
+    structure: Any = None
+    given: list[int | None] = []
+
+    def forward(x: Arrays, c: Arrays) -> Arrays:
+        nonlocal structure
+
+        def chosen(*x: Any) -> tuple[Arrays, Arrays]:
+            y = f(x, c)
+            return tuple([y[k] for k in outs]), y
+
+        _, pull_back, y = jax.vjp(chosen, *x[:n], has_aux=True)
+        leaves, structure = jax.tree_util.tree_flatten(pull_back)
+        places = {id(array): k for k, array in enumerate((*x, *c))}
+        given[:] = [places.get(id(leaf)) for leaf in leaves]
+        return (*y, *[leaf for leaf, place in zip(leaves, given, strict=True) if place is None])
+
+    def back(yb: Arrays, c: Arrays) -> Arrays:
+        kept = iter(c)
+        returned = [next(kept) for place in given if place is None]
+        inputs, returned = list(kept), returned[::-1]
+        leaves = [returned.pop() if place is None else inputs[place] for place in given]
+        pull_back = jax.tree_util.tree_unflatten(structure, leaves)
+        return tuple([jnp.conj(xb) for xb in pull_back(tuple([jnp.conj(y) for y in yb]))])
+
+    return forward, back
 
 
 def work(f: Callable[[Arrays], Arrays], inputs: Sequence[Aval]) -> Work:

@@ -13,7 +13,7 @@ from pyadjoint_utils.functional import ReducedFunctional
 from pyadjoint_utils.loops import MEMORY
 from pyadjoint_utils.merged import MergedProgram
 from pyadjoint_utils.policy import Policy
-from pyadjoint_utils.program import Program
+from pyadjoint_utils.program import Program, PullBacks
 from pyadjoint_utils.reduced import ReducedFunction, _result
 from pyadjoint_utils.repetitions import TURNS
 from pyadjoint_utils.segments import Budget, OverBudget
@@ -28,17 +28,19 @@ class Evaluation:
     Args:
         program: the program.
         point: one value for each of its sources.
+        keeping: whether what a derivative needs is kept of the evaluation, where engines can do that.
     """
 
-    def __init__(self, program: MergedProgram, point: Sequence[Any]) -> None:
+    def __init__(self, program: MergedProgram, point: Sequence[Any], *, keeping: bool = False) -> None:
         self.program = program
+        self.pull_backs: PullBacks | None = {} if keeping else None
         self._environment = program.placed(point)
         self._entered = self._complete = False
 
     def inputs(self) -> list[Any]:
         """The environment, with the value of everything that a step takes."""
         if not self._entered:
-            self.program.begin(self._environment)
+            self.program.begin(self._environment, self.pull_backs)
             self._entered = True
         return self._environment
 
@@ -46,7 +48,7 @@ class Evaluation:
         """Return the outputs."""
         environment = self.inputs()
         if not self._complete:
-            self.program.finish(environment)
+            self.program.finish(environment, self.pull_backs)
             self._complete = True
         return [environment[slot] for slot in self.program.outputs]
 
@@ -70,13 +72,23 @@ class Standing:
         self._evaluations: dict[MergedProgram, Evaluation] = {}
         self._outputs: list[Any] | None = None
         self._adjoints: tuple[list[Any], list[Any]] | None = None  # of these seeds
+        self._keeping = False
+
+    def keep(self) -> None:
+        """Keep what a derivative needs of the evaluation that follows."""
+        self._keeping = True
+
+    def let_go(self) -> None:
+        """Keep it no longer; a derivative computes it again."""
+        for evaluation in self._evaluations.values():
+            evaluation.pull_backs = None
 
     def _of(self, order: int, compute: Callable[[Evaluation], list[Any]]) -> list[Any]:
         """Compute with the program for an order, Block by Block if it cannot be compiled in time."""
         program = self.policy.at(order)
         evaluation = self._evaluations.get(program)
         if evaluation is None:
-            evaluation = self._evaluations[program] = Evaluation(program, self._point)
+            evaluation = self._evaluations[program] = Evaluation(program, self._point, keeping=self._keeping)
         try:
             return compute(evaluation)
         except OverBudget:
@@ -98,7 +110,7 @@ class Standing:
         """Return ``J^H seeds``."""
         if self._adjoints is not None and all(map(_same, self._adjoints[0], seeds)):
             return self._adjoints[1]
-        return self._of(1, lambda e: e.program.adjoints(e.inputs(), seeds))
+        return self._of(1, lambda e: e.program.adjoints(e.inputs(), seeds, e.pull_backs))
 
     def tangents(self, directions: Sequence[Any]) -> list[Any]:
         """Return ``J directions``."""
@@ -171,8 +183,13 @@ class CompiledFunction(ReducedFunction):
         point = [bare(value) for value in given] + self._input_point(inputs)
         updates = dict(state_of(self.tape).updates)
         standing = self._at(point, updates)
-        if self._expected is not None and standing.policy.at(1).whole:
-            standing.linearize(self._expected)
+        if self._expected is not None:
+            if self._standing is not None:
+                self._standing.let_go()
+            if standing.policy.at(1).whole:
+                standing.linearize(self._expected)
+            else:
+                standing.keep()
         outputs = self._wrapped(standing)
         self._point, self._updates, self._standing, self._given = point, updates, standing, tuple(given)
         self.eval_cb_post(outputs, self._controls.delist(given))

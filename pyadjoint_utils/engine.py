@@ -236,6 +236,15 @@ class Engine:
         vjp = self.vjp_of(lambda x, c: tuple([y[k] for y in [f(x, c)] for k in outs]), n)
         return lambda x, c: (*f(x[:n], c), *vjp(x, c))
 
+    def split_vjp_of(self, f: Map, n: int, outs: Sequence[int]) -> tuple[Map, Map] | None:
+        """Return two maps that share the work of :meth:`value_and_vjp_of`, for programs whose seeds come later.
+
+        Returns:
+            ``(x, c) -> (*y, *kept)``, which returns all outputs and what the other one needs of their computation; and
+            ``(yb, (*kept, *x, *c)) -> xb``, for the outputs that ``outs`` names. None if the engine keeps nothing.
+        """
+        return None
+
     def inlined(self, f: Callable[[Arrays], Arrays], avals: Sequence[Aval]) -> Callable[[Arrays], Arrays]:
         """Return a flat function as it is called inside of a program; ``avals`` are those of its inputs and outputs."""
         return f

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from pyadjoint_utils.program import Program, Step, accumulate
+from pyadjoint_utils.program import Program, PullBacks, Step, accumulate
 from pyadjoint_utils.segments import Segment
 from pyadjoint_utils.variable import bare
 
@@ -59,13 +59,26 @@ class MergedProgram(Program):
             f"{single} by themselves"
         )
 
-    def begin(self, environment: list[Any]) -> None:
-        """Compute everything that a step takes."""
-        self.run(self.feeding, environment)
+    def begin(self, environment: list[Any], pull_backs: PullBacks | None = None) -> None:
+        """Compute everything that a step takes; keep in ``pull_backs`` what a derivative needs of it."""
+        self._compute(self.feeding, environment, pull_backs)
 
-    def finish(self, environment: list[Any]) -> None:
-        """Compute the rest."""
-        self.run(self.ending, environment)
+    def finish(self, environment: list[Any], pull_backs: PullBacks | None = None) -> None:
+        """Compute the rest, likewise."""
+        self._compute(self.ending, environment, pull_backs)
+
+    def _compute(self, steps: Sequence[Step], environment: list[Any], pull_backs: PullBacks | None) -> None:
+        if pull_backs is None:
+            self.run(steps, environment)
+            return
+        for step in steps:
+            found = step.value_and_pull_back([environment[k] for k in step.inputs])
+            if found is None:
+                self.run([step], environment)
+                continue
+            outputs, pull_backs[step] = found
+            for slot, value in zip(step.outputs, outputs, strict=True):
+                environment[slot] = value
 
     def finish_with_adjoints(self, environment: list[Any], seeds: Sequence[Any]) -> list[Any]:
         """Compute the rest, and return one cotangent per control."""

@@ -13,7 +13,7 @@ from pyadjoint_utils.engine import Arrays, Aval, Engine, get_engine
 from pyadjoint_utils.foreign_block import ForeignBlock
 from pyadjoint_utils.lowering import Lowered, lowered, rules_of
 from pyadjoint_utils.plan import Plan, aval_of
-from pyadjoint_utils.rules import Rules
+from pyadjoint_utils.rules import PullBack, Rules
 from pyadjoint_utils.tapes import TapeState, state_of
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import Variable, accumulated, bare, entered
@@ -107,6 +107,18 @@ class Step:
         x, yb = _arrays(values, rules.inputs, rules.engine), _arrays(seeds, rules.outputs, rules.engine)
         return rules.value_and_adjoints(x, self.constants, yb, ins)
 
+    def value_and_pull_back(self, values: Sequence[Any]) -> tuple[Sequence[Any], PullBack] | None:
+        """Return the outputs, and a function that returns what :meth:`vjp` does; None if no engine keeps what it needs."""
+        rules = self._own
+        if rules is None:
+            return None
+        arrays = _arrays(values, rules.inputs, rules.engine)
+        found = rules.value_and_pull_back(arrays, self.constants, self.active, self.differentiable)
+        if found is None:
+            return None
+        outputs, back = found
+        return outputs, lambda seeds: back(_arrays(seeds, rules.outputs, rules.engine))
+
     def hvp(
         self,
         values: Sequence[Any],
@@ -131,6 +143,9 @@ class Step:
         x, dx = (_arrays(v, rules.inputs, rules.engine) for v in (values, tangents))
         yb = _arrays(seeds, rules.outputs, rules.engine)
         return rules.adjoint_tangents(x, self.constants, yb, dx, self.active)
+
+
+PullBacks = dict[Step, PullBack]
 
 
 class Program:
@@ -191,17 +206,29 @@ class Program:
         found = self._all_tangents(self.steps, environment, tangents)
         return [found[k] for k in self.outputs]
 
-    def adjoints(self, environment: Sequence[Any], seeds: Sequence[Any]) -> list[Any]:
+    def adjoints(
+        self, environment: Sequence[Any], seeds: Sequence[Any], pull_backs: PullBacks | None = None
+    ) -> list[Any]:
         """Return one cotangent per control for one per output; None stands for zero."""
-        return self.pulled(self.steps, environment, self.seeded(seeds))
+        return self.pulled(self.steps, environment, self.seeded(seeds), pull_backs)
 
-    def pulled(self, steps: Sequence[Step], environment: Sequence[Any], adjoints: list[Any]) -> list[Any]:
-        """Pull cotangents back through steps and return those of the controls."""
+    def pulled(
+        self,
+        steps: Sequence[Step],
+        environment: Sequence[Any],
+        adjoints: list[Any],
+        pull_backs: PullBacks | None = None,
+    ) -> list[Any]:
+        """Pull cotangents back through steps, with what is kept of these, and return those of the controls."""
         for step in reversed(steps):
+            pull_back = None if pull_backs is None else pull_backs.pop(step, None)
             given = self.passed(adjoints, step)
             if given is not None:
-                values = [environment[k] for k in step.inputs]
-                accumulate(adjoints, step.inputs, step.vjp(values, given))
+                if pull_back is None:
+                    cotangents = step.vjp([environment[k] for k in step.inputs], given)
+                else:
+                    cotangents = pull_back(given)
+                accumulate(adjoints, step.inputs, cotangents)
         return [adjoints[k] for k in self.sources[: self.n_controls]]
 
     def second_adjoints(

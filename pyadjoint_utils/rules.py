@@ -9,6 +9,8 @@ from pyadjoint_utils.errors import NotDifferentiableError
 from pyadjoint_utils.named_calls import NamedCall
 from pyadjoint_utils.points import UNKNOWN, Points
 
+PullBack = Callable[[Sequence[Any]], list[Any]]
+
 
 class Rules:
     """A flat function of an engine, and what is derived from it, prepared at the first use and kept.
@@ -142,6 +144,36 @@ class Rules:
             results[i] = xb
         return both[: len(self.outputs)], results
 
+    def value_and_pull_back(
+        self, primals: Arrays, constants: Arrays, ins: Sequence[int], outs: Sequence[int]
+    ) -> tuple[Arrays, PullBack] | None:
+        """Return all outputs, and what :meth:`adjoints` will return for seeds of some of them; None if no engine can.
+
+        Args:
+            primals: the dependencies' values.
+            constants: the constants.
+            ins: positions of the dependencies whose cotangents are wanted.
+            outs: positions of the outputs that may have a seed.
+        """
+        if not ins or not outs:
+            return None
+        local = self.at(tuple(ins), tuple(outs))
+        if local.split_vjp is None:
+            return None
+        forward, back = local.split_vjp
+        x, c = local.split(primals, constants)
+        n = len(self.outputs)
+        results = forward(x, c)
+        kept = (*results[n:], *x, *c)
+
+        def pull_back(seeds: Sequence[Any]) -> list[Any]:
+            cotangents: list[Any] = [None] * self.dependencies
+            for i, xb in zip(ins, back(tuple(self._filled(seeds, outs, self.outputs, x)), kept), strict=True):
+                cotangents[i] = xb
+            return cotangents
+
+        return results[:n], pull_back
+
     def second_adjoints(
         self,
         primals: Arrays,
@@ -245,6 +277,15 @@ class LocalRules:
     def value_and_vjp(self) -> Map:
         """All outputs and the adjoint, ``((*x, *yb), c) -> (*y, *xb)``."""
         return self.rules.prepare(self.rules.engine.value_and_vjp_of(self.whole, self.n, self.outs))
+
+    @cached_property
+    def split_vjp(self) -> tuple[Map, Map] | None:
+        """``(x, c) -> (*y, *kept)`` and ``(yb, (*kept, *x, *c)) -> xb``; None where the engine cannot split a VJP."""
+        rules = self.rules
+        if not (rules.compiled and rules.engine.traces):  # a function that runs may take another way each time
+            return None
+        halves = rules.engine.split_vjp_of(self.whole, self.n, self.outs)
+        return None if halves is None else (rules.prepare(halves[0]), rules.prepare(halves[1]))
 
     @cached_property
     def jvp(self) -> Map:

@@ -370,3 +370,67 @@ def test_a_second_cotangent_to_start_from(cube):
     fast = slow.compile()
     fast(P)
     close(fast.hessian(Q, hessian_input=0.7), 6 * P * B * Q + 0.7 * 3 * P**2 * B)
+
+
+# Programs of several engines ----------------------------------------------------------------------------------------------
+
+
+def of_two_engines(e, start):
+    """``sum(Re(y^2 conj(z)))`` with ``y = 8 x^3 b``, masked, and ``z = sin(y)`` outside of the engine."""
+    b = array(e.own(B))
+    cube = e.overload(lambda x, b: (x * x * x * b, x * b, (abs(x) > 0.5) * 1))
+    x = array(e.own(start))
+    y, _, mask = cube(x * 2.0, b)
+    z = overload(np_sin, "autograd")(y)
+    loss = e.overload(lambda y, z, mask: ((y * y * z.conj()).real * mask).sum())
+    return ReducedFunctional(loss(y * 1.0, z, mask * 1.0), Control(x))
+
+
+def np_sin(y):
+    import autograd.numpy as anp
+
+    return anp.sin(y)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.0 + 0.5j])
+def test_what_a_derivative_needs_is_kept_of_the_evaluation(e, factor):
+    slow = of_two_engines(e, A * factor)
+    fast = slow.compile()
+    fast.value_and_derivative(A * factor)
+    first = fast._function._current().policy.at(1).steps[0]
+    assert first.compiled.built == 2  # forward and back, no evaluation besides
+    for point in (P * factor, Q * factor):
+        value, gradient = fast.value_and_derivative(point)
+        close(value, slow(point))
+        close(gradient, slow.derivative())
+        assert first.compiled.built == 2
+    close(fast.tlm(A * factor), slow.tlm(A * factor))
+    close(fast.derivative(2.0), slow.derivative(2.0))  # once more at a point, with nothing kept
+    fast(P * factor)
+    close(fast.hessian(A * factor), (slow(P * factor), slow.hessian(A * factor))[1])
+    close(fast.derivative(), slow.derivative())
+    assert verify(fast, array(Q * factor)).passed
+
+
+def test_what_is_kept_of_an_evaluation_is_let_go_by_its_derivative(e):
+    jax = pytest.importorskip("jax")
+    size = 1000
+    start = array(e.own(np.linspace(0.1, 1.0, size)))
+    y = start
+    step = e.overload(lambda y: y * jax.numpy.sin(y))
+    for _ in range(20):
+        y = step(y)
+    rf = ReducedFunctional((overload(np_sin, "autograd")(y) * y).sum(), Control(start)).compile()
+
+    def alive():
+        return sum(array.shape[-1:] == (size,) and array.nbytes for array in jax.live_arrays())
+
+    rf.value_and_derivative(start)
+    before = alive()
+    rf(start)
+    kept = alive()
+    rf(start)
+    rf(start)
+    assert alive() == kept > before + 20 * 8 * size
+    rf.derivative()
+    assert alive() == before
