@@ -326,6 +326,8 @@ def _differentiable(block: Block) -> tuple[list[Any], list[Any]]:
     if not isinstance(block, EngineBlock):
         return dependencies, outputs
     rules = block.rules
+    if rules.passes_everywhere:
+        return dependencies, outputs
     return (
         [dependencies[i] for i in rules.active],
         [bv for bv, aval in zip(outputs, rules.outputs, strict=True) if aval.differentiable],

@@ -417,12 +417,13 @@ class ReducedFunction(AbstractReducedFunctional):
 
     def _plan_with(self, updates: dict[Any, Any]) -> Plan:
         """The plan on which controls, inputs and the variables that were given other values vary."""
-        controls = [c.block_variable for c in self._controls]
-        inputs = self._variables[len(controls) :]
-        known = set(self._variables)
-        others = frozenset(bv for bv in updates if bv not in known)
+        others: frozenset[Any] = frozenset()
+        if updates:
+            others = frozenset(updates).difference(self._variables)
         plan = self._plans.get(others)
         if plan is None:
+            controls = [c.block_variable for c in self._controls]
+            inputs = self._variables[len(controls) :]
             plan = self._plans[others] = Plan(self.tape, self._output_variables, controls, [*inputs, *others])
         return plan
 

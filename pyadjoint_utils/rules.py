@@ -59,6 +59,11 @@ class Rules:
         """Positions of the outputs that pass a derivative."""
         return tuple([k for k, aval in enumerate(self.outputs) if aval.differentiable])
 
+    @cached_property
+    def passes_everywhere(self) -> bool:
+        """Whether a derivative passes from every dependency to every output."""
+        return len(self.active) == self.dependencies and len(self.differentiable) == len(self.outputs)
+
     def check(self, outputs: Arrays) -> None:
         """Raise if an eager function returned other dtypes than before: what is differentiable would be wrong."""
         if self.compiled and self.engine.traces:
