@@ -194,6 +194,11 @@ class JaxEngine(Engine):
         with jax.enable_x64(_is_wide(avals)):
             return build(f, x, c, work)
 
+    def outputs_of(self, f: Callable[[Arrays], Arrays], inputs: Sequence[Aval]) -> tuple[Aval, ...]:
+        with jax.enable_x64(_is_wide(inputs)):
+            shapes = tuple([jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs])
+            return tuple([Aval(y.shape, np.dtype(y.dtype)) for y in jax.eval_shape(f, shapes)])
+
     def work(self, f: Callable[[Arrays], Arrays], inputs: Sequence[Aval]) -> Work:
         with jax.enable_x64(_is_wide(inputs)):
             return work(f, inputs)

@@ -190,6 +190,11 @@ class TensorFlowEngine(Engine):
         # Measured for chains of small operations.
         return 0.1 + (3e-3 if order < 2 else 8e-3) * work.operations
 
+    def outputs_of(self, f: Callable[[Arrays], Arrays], inputs: Sequence[Aval]) -> tuple[Aval, ...]:
+        specs = [tf.TensorSpec(a.shape, tf.as_dtype(a.dtype)) for a in inputs]
+        traced = tf.function(lambda *leaves: f(leaves), autograph=False).get_concrete_function(*specs)
+        return tuple([Aval(tuple(y.shape), np.dtype(y.dtype.as_numpy_dtype)) for y in traced.structured_outputs])
+
     def function(self, name: str) -> Callable[..., Any] | None:
         return function_named(name)
 

@@ -269,6 +269,10 @@ class TorchEngine(Engine):
     def zeros(self, aval: Aval, like: Any = None) -> Any:
         return torch.zeros(aval.shape, dtype=_torch_dtype(aval.dtype), device=None if like is None else like.device)
 
+    def outputs_of(self, f: Callable[[Arrays], Arrays], inputs: Sequence[Aval]) -> tuple[Aval, ...]:
+        empty = [torch.empty(aval.shape, dtype=_torch_dtype(aval.dtype), device="meta") for aval in inputs]
+        return tuple([self.aval(y) for y in f(tuple(empty))])
+
     def is_tracer(self, leaf: Any) -> bool:
         """Tensors of a running transformation, and those in a graph of the user's own, Parameters included."""
         return isinstance(leaf, torch.Tensor) and (

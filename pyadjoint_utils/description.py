@@ -32,6 +32,8 @@ def _lines(policy: Policy, inputs: Sequence[str], outputs: Sequence[str]) -> Ite
         yield from _steps(program)
         crossings = _crossings(program)
         yield "  crossings between engines: " + (", ".join(crossings) if crossings else "none")
+    for engine, names in policy.merging.guests.items():
+        yield f"NumPy's arithmetic in {engine}: " + ", ".join(f"{count} x {name}" for name, count in names.items())
     for reason, count in policy.merging.reasons.items():
         yield f"Not merged: {count} x {reason}" if count > 1 else f"Not merged: {reason}"
     if any(segment.compiled.fused.loops for segment in _segments(first)):

@@ -301,6 +301,10 @@ class Engine:
         """
         return self.compile(f, avals)
 
+    def outputs_of(self, f: Callable[[Arrays], Arrays], inputs: Sequence[Aval]) -> tuple[Aval, ...]:
+        """Return shapes and dtypes of what a function returns; an engine that need not run it for that overrides this."""
+        return tuple([self.aval(y) for y in f(tuple([self.zeros(aval) for aval in inputs]))])
+
     def work(self, f: Callable[[Arrays], Arrays], inputs: Sequence[Aval]) -> Work:
         """Return what a function does in one run, for an estimate of how long compiling takes."""
         return Work(1, 0)

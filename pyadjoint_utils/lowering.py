@@ -12,9 +12,23 @@ from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.conversion import ConversionBlock
 from pyadjoint_utils.engine import Arrays, Aval, Engine
 from pyadjoint_utils.indexing import indexing_of
+from pyadjoint_utils.numpy_functions import taped_function
 from pyadjoint_utils.plan import aval_of
 from pyadjoint_utils.rules import Rules
 
+# NumPy's functions that are the same in all engines, with the same derivatives. Not among them: what an engine
+# differentiates in its own way at a kink, a tie or a zero (abs, maximum, clip, hypot, prod), and what it normalises or
+# orders in its own way (eigenvectors).
+SAME_EVERYWHERE = frozenset(
+    """
+    negative positive exp exp2 expm1 log log2 log10 log1p sqrt square sin cos tan arcsin arccos arctan sinh cosh tanh
+    arcsinh arccosh arctanh deg2rad rad2deg real imag conj add subtract multiply true_divide power
+    equal not_equal less less_equal greater greater_equal isnan isinf isfinite logical_and logical_or logical_not
+    sum mean var max min cumsum diff trace matmul dot vdot inner outer tensordot einsum
+    getitem take where astype reshape ravel transpose matrix_transpose swapaxes moveaxis squeeze expand_dims broadcast_to
+    concatenate stack hstack vstack repeat tile flip roll tril triu diag diagonal linalg.solve linalg.inv
+    """.split()
+)
 _FLOAT = Aval((), np.dtype(np.float64))
 
 
@@ -64,11 +78,56 @@ def lowered(block: Block, engine: Engine, fixed: Sequence[Any]) -> Lowered | Non
         rules = rules_of(block, engine)
         return None if rules is None else Lowered(rules)
     own = block.rules.engine is engine
-    if engine.loops and (own or block.rules.engine.holds == "numpy"):
+    if not own and block.rules.engine.holds != "numpy":
+        return None
+    if engine.loops:
         indexing = indexing_of(block.rules, engine, (*fixed, *block.constants))
         if indexing is not None:
             return Lowered(indexing[0], (), indexing[1])
-    return Lowered(block.rules, block.constants) if own else None
+    if own:
+        return Lowered(block.rules, block.constants)
+    rules = _by_name(block.rules, engine)
+    return None if rules is None or _is_odd_power(block) else Lowered(rules, block.constants)
+
+
+def _is_odd_power(block: EngineBlock) -> bool:
+    """Whether a power's derivative at zero depends on the engine: for a varying exponent, and for one of 0 or 1."""
+    call, n = block.rules.named, block.rules.dependencies
+    if call is None or call.name != "power":
+        return False
+    (_, exponent), _ = call.arguments(tuple(range(len(block.rules.inputs))))
+    if len(block.rules.inputs) == 1:  # a whole number, which is no argument
+        return False
+    return exponent < n or bool(np.isin(np.asarray(block.constants[exponent - n]), (0, 1)).any())
+
+
+@functools.cache  # on rules that last
+def _by_name(rules: Rules, engine: Engine) -> Rules | None:
+    """NumPy's arithmetic in another engine, if that does the same: shapes and dtypes, and derivatives also at kinks."""
+    call = rules.named
+    if call is None or call.name not in SAME_EVERYWHERE:
+        return None
+    if any(aval.dtype.kind not in "fcb" for aval in rules.inputs[: rules.dependencies]):
+        return None  # engines have integers of other lengths
+    function = taped_function(engine, call.name)
+    if function is None:
+        return None
+
+    def flat(leaves: Arrays) -> Arrays:
+        args, kwargs = call.arguments(leaves)
+        return tuple(engine.flatten(function(*args, **kwargs))[0])
+
+    inputs = [_in(engine, aval) for aval in rules.inputs]
+    found = Rules(engine, flat, inputs, rules.dependencies, rules.active, name=call.name, lasting=True)
+    try:
+        found.outputs = engine.outputs_of(flat, inputs)
+    except Exception:  # it does not take such arguments; each engine says so in its own way
+        return None
+    return found if found.outputs == rules.outputs else None
+
+
+def _in(engine: Engine, aval: Aval) -> Aval:
+    return aval if aval.dtype.kind in "fcb" else engine.aval(engine.enter(np.zeros(aval.shape, aval.dtype)))
 
 
 @functools.cache

@@ -1,10 +1,12 @@
 """Runs of Blocks as programs of one engine."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.engine import Aval, Engine, convert
 from pyadjoint_utils.fused import Call, Fused
 from pyadjoint_utils.grouping import Grouping
@@ -48,7 +50,7 @@ class Merging:
         needed = set(self.program.outputs)
         for engine, steps in reversed(list(self._grouping.groups())):
             calls: list[Any] = []
-            if engine is not None and (len(steps) > 1 or steps[0].engine is not engine):
+            if engine is not None and (len(steps) > 1 or not isinstance(steps[0].block, EngineBlock)):
                 calls = [self._call(step, engine) for step in steps]
                 turns = self._turns if engine.loops else len(calls) + 1
                 rolling = Rolling(self._fresh, self._constants[engine], turns=turns, memory=self.memory)
@@ -56,6 +58,16 @@ class Merging:
             result.append(Run(engine if calls else None, steps, calls))
             needed.update(slot for step in steps for slot in step.inputs)
         return result[::-1]
+
+    @cached_property
+    def guests(self) -> dict[str, Counter[str]]:
+        """For every engine, what it computes although NumPy recorded it."""
+        counts: dict[str, Counter[str]] = {}
+        for engine, steps, _ in self.runs:
+            for step in steps:
+                if engine is not None and isinstance(step.block, EngineBlock) and step.engine is not engine:
+                    counts.setdefault(engine.name, Counter())[step.block.rules.name] += 1
+        return counts
 
     @property
     def reasons(self) -> dict[str, int]:

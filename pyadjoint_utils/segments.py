@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, Work
+from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, Work, convert
 from pyadjoint_utils.fused import Fused
 from pyadjoint_utils.program import Step
 from pyadjoint_utils.rules import Rules
@@ -126,7 +126,7 @@ class Constants:
         self._kept: list[Any] = []  # so that no other array gets the identity of one that is known
 
     def slot(self, value: Any) -> int:
-        """Return the slot of an array of the engine, or of a number that it takes as it is."""
+        """Return the slot of an array of the engine or of NumPy, or of a number that the engine takes as it is."""
         slot = self._known.get(id(value))
         if slot is None:
             slot = self._known[id(value)] = self._by_value(value)
@@ -137,35 +137,40 @@ class Constants:
         """Return the slot of a number of an index."""
         slot = self._known.get((int, number))
         if slot is None:
-            # It becomes an array if a program takes it.
             slot = self._known[int, number] = self._new(np.asarray(number, np.int32))
             self.integers[slot] = number
         return slot
 
     def array(self, slot: int) -> Any:
-        """Return a constant as a program takes it."""
+        """Return a constant as a program takes it; NumPy's arrays are converted when that is asked for."""
         value = self.arrays[slot]
-        if slot in self.integers and type(value) is np.ndarray:
-            value = self.arrays[slot] = self.engine.enter(value)
+        if type(value) is np.ndarray:
+            value = self.arrays[slot] = convert(value, self.engine)
         return value
 
+    def aval(self, slot: int) -> Aval:
+        """Return shape and dtype of a constant."""
+        value = self.array(slot)
+        return self.engine.aval(value) if type(value) in self.engine.array_types else Aval((), np.asarray(value).dtype)
+
     def _by_value(self, value: Any) -> int:
-        if type(value) not in self.engine.array_types:
+        if not self._is_array(value):
             key: Hashable = (type(value), value)
         else:
-            aval = self.engine.aval(value)
+            aval = Aval(value.shape, value.dtype) if type(value) is np.ndarray else self.engine.aval(value)
             if aval.dtype.itemsize * math.prod(aval.shape) > _INTERNED:
                 return self._new(value)
-            key = (aval, self.engine.to_numpy(value).tobytes())
+            key = (aval, self._numpy(value).tobytes())
         slot = self._known.get(key)
         if slot is None:
             slot = self._known[key] = self._new(value)
         return slot
 
-    def aval(self, slot: int) -> Aval:
-        """Return shape and dtype of a constant."""
-        value = self.arrays[slot]
-        return self.engine.aval(value) if type(value) in self.engine.array_types else Aval((), np.asarray(value).dtype)
+    def _is_array(self, value: Any) -> bool:
+        return type(value) is np.ndarray or type(value) in self.engine.array_types
+
+    def _numpy(self, value: Any) -> np.ndarray:
+        return value if type(value) is np.ndarray else self.engine.to_numpy(value)
 
     def _new(self, array: Any) -> int:
         slot = next(self._fresh)
@@ -174,14 +179,9 @@ class Constants:
 
     def packed(self, slots: Sequence[int]) -> int | None:
         """Return the slot of a constant that holds several stacked; None if one of them is no constant."""
-        if not all(type(self.arrays.get(slot)) in self.engine.array_types or slot in self.integers for slot in slots):
+        if not all(self._is_array(self.arrays.get(slot)) for slot in slots):
             return None
         key = tuple(slots)
         if key not in self._known:
-            stack = np.stack([self._numpy(slot) for slot in slots])
-            self._known[key] = self._new(self.engine.enter(stack))
+            self._known[key] = self._new(np.stack([self._numpy(self.arrays[slot]) for slot in slots]))
         return self._known[key]
-
-    def _numpy(self, slot: int) -> np.ndarray:
-        value = self.arrays[slot]
-        return value if type(value) is np.ndarray else self.engine.to_numpy(value)
