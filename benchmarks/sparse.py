@@ -1,15 +1,25 @@
-"""Sparse Jacobians and Hessians: what detection, colouring and the products cost, and where dense matrices are faster."""
+"""Sparse Jacobians and Hessians: what detection, colouring and the products cost, and what colours save."""
 
 import importlib
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from scipy import sparse
 
 from benchmarks.timing import Timing, timed
-from pyadjoint_utils import Control, MissingEngineError, ReducedFunction, ReducedFunctional, array, get_engine, overload
+from pyadjoint_utils import (
+    Control,
+    MissingEngineError,
+    ReducedFunction,
+    ReducedFunctional,
+    array,
+    colouring,
+    get_engine,
+    overload,
+)
 
 LENGTH = 100_000
 SIZE, BANDS = 500, (3, 30, 100, 200, 300, 400, 499)
@@ -78,21 +88,28 @@ def _native() -> None:
 
 
 def crossover() -> None:
-    """Print where dense matrices are faster."""
+    """Print what colours save, and where they are not looked for."""
     print(
-        f"\nbanded, {SIZE} x {SIZE}, JAX, as many products as the band is wide: milliseconds, minimum and median of 15\n"
+        f"\nbanded, {SIZE} x {SIZE}, JAX, as many products as the band is wide: first call in seconds; after it, "
+        "milliseconds,\nminimum and median of 15; * is what is chosen\n"
     )
-    print(f"{'products':<12}{'sparse':>17}   {'dense':>17}")
+    print(f"{'products':<9}{'coloured':>28}   {'one by one':>28}   {'dense array':>17}")
     try:
         sin, matmul = get_engine("jax").function("sin"), get_engine("jax").function("matmul")
     except MissingEngineError:
         return
     for width in BANDS:
         band = np.triu(np.tril(RNG.standard_normal((SIZE, SIZE)), width - 1))
-        x = array(RNG.standard_normal(SIZE))
-        rf = ReducedFunction(overload(lambda band, x: matmul(band, sin(x)), "jax")(band, x), Control(x))
-        few, full = timed(lambda rf=rf: rf.jac_matrix(sparsity="detect")), timed(rf.jac_matrix)
-        print(f"{width:<12}{_milliseconds(few):>17}   {_milliseconds(full):>17}")
+        line = f"{width:<9}"
+        for worth in (1.0, 0.0):
+            x = array(RNG.standard_normal(SIZE))
+            rf = ReducedFunction(overload(lambda band, x: matmul(band, sin(x)), "jax")(band, x), Control(x))
+            with mock.patch.object(colouring, "WORTH", worth):
+                seconds = first(lambda rf=rf: rf.jac_matrix(sparsity="detect"))
+            after = _milliseconds(timed(lambda rf=rf: rf.jac_matrix(sparsity="detect")))
+            chosen = (width <= colouring.WORTH * SIZE) == (worth == 1.0)
+            line += f"{seconds:>8.2f} {after:>18}{'*' if chosen else ' ':<4}"
+        print(line, f"{_milliseconds(timed(rf.jac_matrix)):>17}")
 
 
 def _milliseconds(timing: Timing) -> str:

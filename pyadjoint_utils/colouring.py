@@ -7,6 +7,7 @@ entry. The graph of all pairs of columns that meet, which colouring libraries wa
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from pyadjoint_utils.patterns import Pattern
 
 # One product for each column or row is the alternative to more colours than these.
 COLOURS = 4096
+# The same where colours save less than a quarter of them: looking for colours then takes longer than they save.
+WORTH = 0.75
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ class Compression:
         """How many products there are."""
         return self.forward + self.reverse
 
+    @cached_property
+    def order(self) -> np.ndarray:
+        """The entries in the order of the products that they are read from."""
+        return np.argsort(self.product, kind="stable")
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """Where each product's entries begin in that order, and where the last one's end."""
+        return np.searchsorted(self.product[self.order], np.arange(self.products + 1))
+
 
 def compressed(pattern: Pattern, *, reverse: bool = True) -> Compression | None:
     """Return the compression with the fewest products: by columns, by rows, or both.
@@ -52,21 +65,21 @@ def compressed(pattern: Pattern, *, reverse: bool = True) -> Compression | None:
         reverse: whether there are products with the transpose.
 
     Returns:
-        The compression; None if there is none with fewer products than one for each column, or each row.
+        The compression; None if it has hardly fewer products than one for each column, or each row.
     """
     rows, columns = _places(pattern)
+    most = WORTH * (min(pattern.shape) if reverse else pattern.shape[1])
     found = []
-    groups = _groups(pattern, apart=reverse)
+    groups = _groups(pattern, most, apart=reverse)
     if groups is not None:
         of_columns, of_rows = groups
         found.append(_reading(pattern, of_columns, of_rows, of_rows[rows] >= 0))
-    groups = _groups(pattern.T.tocsr(), apart=True) if reverse else None
+    groups = _groups(pattern.T.tocsr(), most, apart=True) if reverse else None
     if groups is not None:
         of_rows, of_columns = groups
         found.append(_reading(pattern, of_columns, of_rows, of_columns[columns] < 0))
     best = min(found, key=lambda c: c.products, default=None)
-    most = min(pattern.shape) if reverse else pattern.shape[1]
-    return best if best is not None and best.products < most else None
+    return best if best is not None and best.products <= most else None
 
 
 def compressed_symmetric(pattern: Pattern) -> Compression | None:
@@ -76,10 +89,11 @@ def compressed_symmetric(pattern: Pattern) -> Compression | None:
         pattern: a symmetric boolean matrix by rows.
 
     Returns:
-        The compression; None if there is none with fewer products than one for each column.
+        The compression; None if it has hardly fewer products than one for each column.
     """
-    colours = _Stars(pattern).colours
-    if colours is None or (count := max(colours, default=-1) + 1) >= pattern.shape[0]:
+    most = WORTH * pattern.shape[0]
+    colours = _Stars(pattern).colours if pattern.nnz <= most * pattern.shape[0] else None
+    if colours is None or (count := max(colours, default=-1) + 1) > most:
         return None
     of_columns = np.array(colours, int)
     rows, columns = _places(pattern)
@@ -111,15 +125,18 @@ def _reading(pattern: Pattern, of_columns: np.ndarray, of_rows: np.ndarray, from
 # Columns that no row meets twice -----------------------------------------------------------------------------------------
 
 
-def _groups(pattern: Pattern, *, apart: bool) -> tuple[np.ndarray, np.ndarray] | None:
+def _groups(pattern: Pattern, most: float, *, apart: bool) -> tuple[np.ndarray, np.ndarray] | None:
     """Colour columns so that no row has two of one colour; a few dense rows, which would forbid that, may stand apart.
 
     Returns:
-        The colour of each column, and that of each row that stands apart, -1 for the others; None for too many colours.
+        The colour of each column, and that of each row that stands apart, -1 for the others; None for too many colours,
+        which the fullest row and column often tell without colouring.
     """
     alone = _dense(np.diff(pattern.indptr)) if apart else np.zeros(pattern.shape[0], bool)
-    rest, dense = pattern[np.flatnonzero(~alone)], pattern[np.flatnonzero(alone)]
-    of_columns, colours = coloured(rest), coloured(dense.T.tocsr())
+    rest, dense = pattern[np.flatnonzero(~alone)], pattern[np.flatnonzero(alone)].T.tocsr()
+    if sum(int(np.max(np.diff(part.indptr), initial=0)) for part in (rest, dense)) > most:
+        return None
+    of_columns, colours = coloured(rest), coloured(dense)
     if of_columns is None or colours is None:
         return None
     of_rows = _none(pattern.shape[0])

@@ -56,8 +56,7 @@ class Multiplied:
         """
         along = self._direction(self.shape[1])[None] if check and self.reverse is None else np.zeros((0, self.shape[1]))
         data = np.zeros(compression.pattern.nnz, self.dtype)
-        order = np.argsort(compression.product, kind="stable")
-        ends = np.searchsorted(compression.product[order], np.arange(compression.products + 1))
+        order, ends = compression.order, compression.ends
         found = np.zeros((0, self.shape[0]))
         for multiply, numbers, first, last in (
             (self.reverse, compression.of_rows, compression.forward, compression.products),
