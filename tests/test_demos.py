@@ -2,10 +2,13 @@
 
 import importlib.util
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from pyadjoint_utils import NotConvergedWarning
 
 DEMOS = Path(__file__).parent.parent / "demos"
 
@@ -23,6 +26,13 @@ def rubber():
     for needed in ("jax", "torch", "matplotlib"):
         pytest.importorskip(needed)
     return load_demo("rubber_law")
+
+
+@pytest.fixture(scope="module")
+def lynx():
+    for needed in ("jax", "tensorflow", "matplotlib"):
+        pytest.importorskip(needed)
+    return load_demo("lynx_and_hare")
 
 
 class TestRubberLaw:
@@ -75,3 +85,88 @@ class TestRubberLaw:
             assert report.rates[2] == pytest.approx(3.0, abs=0.05)
         assert str(learned) in capsys.readouterr().out
         assert (tmp_path / "rubber.png").stat().st_size > 50_000
+
+
+class TestLynxAndHare:
+    def test_the_last_years_take_no_part_in_the_fit(self, lynx):
+        counts = lynx.load()
+        assert counts.years.tolist() == list(range(1900, 1921))
+        assert counts.fitted == 16
+        changed = lynx.Counts(counts.years, np.concatenate([counts.pelts[:16], 7.0 * counts.pelts[16:]]))
+        values = lynx.with_network(lynx.plain_start(counts), seed=2)
+        found = [lynx.record(lynx.Model(4), data, values, None)(list(values.values())) for data in (counts, changed)]
+        assert float(found[0]) == float(found[1])
+        assert counts.errors(counts.states) == (0.0, 0.0)
+        assert changed.errors(counts.states) == pytest.approx((0.0, np.log(7.0)))
+
+    def test_without_a_network_the_invariant_of_lotka_and_volterra_stays(self, lynx):
+        values = lynx.plain_start(lynx.load())
+        a, b, c, d = np.exp(values["log_rates"].numpy())
+        curve = lynx.Model(20).curve(values, 20)
+        invariant = d * np.exp(curve[:, 0]) - c * curve[:, 0] + b * np.exp(curve[:, 1]) - a * curve[:, 1]
+        assert abs(invariant - invariant[0]).max() < 1e-6 * np.ptp(curve)
+
+    def test_extrapolating_the_network_keeps_the_second_order(self, lynx):
+        counts = lynx.load()
+        rng = np.random.default_rng(1)
+        values = lynx.with_network(lynx.plain_start(counts), seed=1)
+        values["out"] = lynx.array(0.3 * rng.standard_normal((lynx.UNITS, 2)))
+        ends = [lynx.Model(steps).curve(values, 2)[-1] for steps in (10, 20, 40, 80)]
+        errors = [abs(coarse - fine).max() for coarse, fine in pairwise(ends)]
+        assert all(np.log2(coarse / fine) > 1.7 for coarse, fine in pairwise(errors))
+
+    def test_the_gradient_is_that_of_the_loop_written_in_one_engine(self, lynx):
+        import jax
+        import jax.numpy as jnp
+        from checkpoint_schedules import Revolve
+
+        counts, steps = lynx.load(), 6
+        counts = lynx.Counts(counts.years[:8], counts.pelts[:8])  # two time intervals to fit
+        rng = np.random.default_rng(3)
+        values = lynx.with_network(lynx.plain_start(counts), seed=3)
+        values["out"] = lynx.array(0.3 * rng.standard_normal((lynx.UNITS, 2)))
+
+        @jax.jit
+        def step(rates, x, learned):
+            a, b, c, d = jnp.exp(rates)
+            right = lambda y: jnp.stack([a - b * jnp.exp(y[1]), d * jnp.exp(y[0]) - c]) + learned
+            h = 1 / steps
+            k1 = right(x)
+            k2 = right(x + 0.5 * h * k1)
+            k3 = right(x + 0.5 * h * k2)
+            return x + h * (k1 + 2 * k2 + 2 * k3 + right(x + h * k3)) / 6
+
+        net = jax.jit(lambda x, hidden, bias, out: jnp.tanh(x @ hidden + bias) @ out)
+
+        def functional(rates, x, *weights):
+            total = sum((w**2).sum() for w in weights) / 0.3**2 + ((x - counts.states[0]) ** 2).sum() / 0.25**2
+            old = new = net(x, *weights)
+            for n in range(2 * steps):
+                if n and n % 4 == 0:
+                    old, new = new, net(x, *weights)
+                x = step(rates, x, new + (n % 4 + 0.5) / 4 * (new - old))
+                if (n + 1) % steps == 0:
+                    total += ((x - counts.states[(n + 1) // steps]) ** 2).sum() / 0.25**2
+            return total / 2
+
+        with jax.enable_x64(True):
+            wanted = jax.grad(functional, argnums=range(5))(*(jnp.asarray(v.numpy()) for v in values.values()))
+        rf = lynx.record(lynx.Model(steps), counts, values, Revolve(2 * steps, 5))
+        for found, expected in zip(rf.derivative(), wanted, strict=True):
+            np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-9)
+
+    def test_a_short_run_finds_tells_and_draws(self, lynx, tmp_path, capsys):
+        picture = tmp_path / "lynx.png"
+        options = {"--steps": 4, "--snapshots": 5, "--iterations": 10, "--output": picture}
+        with pytest.warns(NotConvergedWarning):  # so few iterations are not enough
+            found = lynx.main([str(word) for pair in options.items() for word in pair])
+        plain, learned = found.rows
+        assert learned.fitted < plain.fitted < 0.25
+        every, kept = found.costs
+        assert every.states >= 15 * 4
+        assert kept.states < 30
+        for one, other in zip(every.gradient, kept.gradient, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+        assert found.report.passed, found.report
+        assert str(learned) in capsys.readouterr().out
+        assert picture.stat().st_size > 50_000
