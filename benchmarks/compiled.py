@@ -1,31 +1,23 @@
 """Compiled tapes beside the same computation written by hand in JAX, in one run."""
 
-import statistics
+import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import Timing
-from pyadjoint_utils import Control, ReducedFunctional, Tape, array, overload, set_working_tape
-
-ROUNDS = 25
-
-
-def alternating(ours: Callable[[], Any], native: Callable[[], Any], rounds: int = ROUNDS) -> tuple[Timing, Timing]:
-    """Time two functions in turns, so that what else the machine does meets both; microseconds."""
-    import jax
-
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for k in range(rounds + 2):
-        for run, taken in zip((ours, native), seconds, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            if k >= 2:
-                taken.append(time.perf_counter() - start)
-    first, second = (Timing(min(s) * 1e6, statistics.median(s) * 1e6) for s in seconds)
-    return first, second
+from benchmarks.tables import Row, Table
+from benchmarks.timing import Timing, in_turns
+from pyadjoint_utils import (
+    Control,
+    ReducedFunctional,
+    Tape,
+    array,
+    get_engine,
+    overload,
+    set_working_tape,
+)
 
 
 class Case:
@@ -59,11 +51,8 @@ class Case:
             "hessian": jax.jit(lambda p, d: jax.jvp(jax.grad(self.native, every), p, d)[1]),
         }
         points = tuple(self.points)
-        start = time.perf_counter()
         only_values = slow.compile()
         only_values(x)
-        first = time.perf_counter() - start
-        print(f"{self.name}: first value after {first:.2f} s (lowered, traced, compiled)")
         fast = slow.compile()
         fast.value_and_derivative(x)
         calls = [
@@ -79,7 +68,28 @@ class Case:
                     lambda: native["hessian"](points, points),
                 )
             )
-        return [(what, *alternating(ours, by_hand)) for what, ours, by_hand in calls]
+        wait = jax.block_until_ready
+        return [(what, *in_turns(ours, by_hand, wait=wait, repeats=100)) for what, ours, by_hand in calls]
+
+    def beginning(self) -> list[tuple[str, float, float]]:
+        """Return (what, seconds of the tape until it is there, the same of native JAX), compiling included."""
+        import jax
+
+        results = []
+        for what in ("value", "value and gradient"):
+            both = what != "value"
+            with set_working_tape(Tape()):
+                x = [array(p) for p in self.points]
+                slow = ReducedFunctional(self.record(*x), [Control(v) for v in x])
+            start = time.perf_counter()
+            fast = slow.compile()
+            jax.block_until_ready(_bare(fast.value_and_derivative(x)) if both else fast(x)._value)
+            ours = time.perf_counter() - start
+            f = jax.value_and_grad(self.native, tuple(range(len(x)))) if both else self.native
+            start = time.perf_counter()
+            jax.block_until_ready(jax.jit(f)(*self.points))
+            results.append((what, ours, time.perf_counter() - start))
+        return results
 
 
 def _bare(pair: Any) -> list[Any]:
@@ -173,17 +183,44 @@ def cases() -> list[Case]:
     ]
 
 
-def main() -> None:
-    """Print the table."""
-    import jax
-
-    print(f"\ncompiled tapes over native JAX, microseconds: minimum and median of {ROUNDS} runs in turns\n")
-    with jax.enable_x64(True):  # so that native JAX keeps its 64 bits; the compiled tapes would without it
-        for case in cases():
-            for what, ours, native in case.rows():
-                ratio, middle = ours.minimum / native.minimum, ours.median / native.median
-                print(f"  {what:<24}{ours}   {native}   ratio {ratio:5.2f} {middle:5.2f}")
+def _rows(name: str) -> Iterable[Row]:
+    with _wide():
+        for what, ours, native in _case(name).rows():
+            yield name, what, native.cell(1e3), ours.cell(1e3), ours.over(native)
 
 
-if __name__ == "__main__":
-    main()
+def _first(name: str) -> Iterable[Row]:
+    with _wide():
+        for what, ours, native in _case(name).beginning():
+            yield name, what, f"{ours:.2f}", f"{native:.2f}"
+
+
+def _wide() -> Any:
+    get_engine("jax")  # says what to install
+    # So that native JAX keeps its 64 bits; the compiled tapes would without it.
+    return importlib.import_module("jax").enable_x64(True)
+
+
+def _case(name: str) -> Case:
+    return next(case for case in cases() if case.name == name)
+
+
+NAMES = (
+    "chain of 1000 tiny operations",
+    "network, five 100x100 layers, batch 256",
+    "heat equation 64x64, 500 steps",
+    "loop of 10^4 small steps",
+    "steps of three Blocks, 64x64, 1024 steps",
+)
+TABLE = Table(
+    "compiled",
+    "milliseconds: minimum, median in brackets",
+    ("program", "what", "native JAX", "compiled tape", "ratio"),
+    [(name, lambda name=name: _rows(name)) for name in NAMES],
+)
+BEGINNING = Table(
+    "beginning",
+    "seconds of the first call, with all that happens before it: finding loops, tracing and compiling",
+    ("program", "what", "compiled tape", "native JAX"),
+    [(name, lambda name=name: _first(name)) for name in NAMES[1:]],
+)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pyadjoint_utils import Control, ReducedFunctional, array, overload, verify
+from pyadjoint_utils import Control, ReducedFunctional, array, get_engine, overload, verify
 
 pytestmark = pytest.mark.gpu
 POINT = np.array([0.3, -0.7, 1.1])
@@ -46,3 +46,37 @@ def test_values_and_derivatives_stay_on_the_device(make):
     assert on_device(rf.hessian(x).value)
     np.testing.assert_allclose(rf.derivative().numpy(), 6 * POINT**2)
     assert verify(rf, x).passed
+
+
+def test_a_chain_of_jax_and_pytorch_moves_nothing_to_the_host(monkeypatch):
+    """JAX refuses to move what lives on the device, and nobody asks for NumPy arrays."""
+    bare, on_device = on_jax()
+    on_torch()
+    import jax
+
+    def refuse(self, array):
+        raise AssertionError("an array was moved to the host")
+
+    x = array(bare)
+    cube, square = overload(lambda x: x * x * x, "jax"), overload(lambda t: t * t, "torch")
+
+    def program(x):
+        y = square(cube(x))
+        assert y.engine == "torch"
+        assert y.value.is_cuda
+        return overload(lambda y: (y * y).sum(), "jax")(y)
+
+    with monkeypatch.context() as patched, jax.transfer_guard_device_to_host("disallow"):
+        for name in ("jax", "torch"):
+            patched.setattr(type(get_engine(name)), "to_numpy", refuse)
+        rf = ReducedFunctional(program(x), Control(x))
+        fast = rf.compile()
+        results = []
+        for f in (rf, fast, fast):
+            value, gradient = f.value_and_derivative(x)
+            results.append((value, gradient, f.hessian(x)))
+    for value, gradient, action in results:
+        assert all(on_device(result.value) for result in (value, gradient, action))
+        np.testing.assert_allclose(value.numpy(), np.sum(POINT**12))
+        np.testing.assert_allclose(gradient.numpy(), 12 * POINT**11)
+        np.testing.assert_allclose(action.numpy(), 132 * POINT**11)
