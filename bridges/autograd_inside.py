@@ -12,7 +12,7 @@ from autograd.extend import defjvp_argnums, defvjp_argnums, primitive
 from bridges.autograd_tracing import aval_of
 from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.errors import ArgumentTypeError
-from pyadjoint_utils.host_function import HostFunction
+from pyadjoint_utils.evaluation import Evaluation
 from pyadjoint_utils.inside import Inside
 
 
@@ -50,7 +50,7 @@ def as_autograd(rf: Any) -> Callable[..., Any]:
         for k, value in enumerate(given):
             _check(inside, k, value)
         # Also what was recorded with autograd is called from outside: the tape has rules where autograd's own are wrong.
-        outputs = inside.delist(inside.replay(given, _called, whole=True))
+        outputs = inside.delist(inside.replay(given, lambda f, x: _called(Evaluation(f), x), whole=True))
         # A plain list of boxes has no derivative to autograd.
         return autograd.builtins.list(outputs) if isinstance(outputs, list) else outputs
 
@@ -71,27 +71,27 @@ def _check(inside: Inside, k: int, value: Any) -> None:
     inside.check(k, *aval)
 
 
-def _called(function: HostFunction, arrays: Sequence[Any]) -> list[Any]:
-    results = _call(function, *arrays)
-    return [results[k] for k in range(len(function.outputs))]
+def _called(at: Evaluation, arrays: Sequence[Any]) -> list[Any]:
+    results = _call(at, *arrays)
+    return [results[k] for k in range(len(at.function.outputs))]
 
 
 # One primitive for all functions from outside: the derivative of one is another one ------------------------------------
 
 
 @primitive
-def _call(function: HostFunction, *arrays: Any) -> tuple[Any, ...]:
-    return function(arrays)
+def _call(at: Evaluation, *arrays: Any) -> tuple[Any, ...]:
+    return at(arrays)
 
 
 def _vjp(argnums: Any, ans: Any, args: Any, kwargs: Any) -> Callable[[Any], Any]:
-    function, *x = args
-    ins = tuple([i for i in sorted(k - 1 for k in argnums) if i in function.active])
-    outs = function.differentiable
+    at, *x = args
+    ins = tuple([i for i in sorted(k - 1 for k in argnums) if i in at.function.active])
+    outs = at.function.differentiable
 
     def pull_back(yb: Any) -> list[Any]:
         # autograd pairs cotangents without conjugation, the tape under Re<a, b>.
-        found = _called(function.adjoint(ins, outs), [*x, *[_conj(yb[k]) for k in outs]]) if ins and outs else []
+        found = _called(at.adjoint(ins, outs), [*x, *[_conj(yb[k]) for k in outs]]) if ins and outs else []
         cotangents = dict(zip(ins, found, strict=True))
         return [_conj(cotangents[k - 1]) if k - 1 in cotangents else vspace(x[k - 1]).zeros() for k in argnums]
 
@@ -99,12 +99,12 @@ def _vjp(argnums: Any, ans: Any, args: Any, kwargs: Any) -> Callable[[Any], Any]
 
 
 def _jvp(argnums: Any, dx: Any, ans: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
-    function, *x = args
-    directions = {k - 1: d for k, d in zip(argnums, dx, strict=True) if k - 1 in function.active}
-    ins, outs = tuple(sorted(directions)), function.differentiable
-    found = _called(function.tangent(ins, outs), [*x, *[directions[i] for i in ins]]) if ins and outs else []
+    at, *x = args
+    directions = {k - 1: d for k, d in zip(argnums, dx, strict=True) if k - 1 in at.function.active}
+    ins, outs = tuple(sorted(directions)), at.function.differentiable
+    found = _called(at.tangent(ins, outs), [*x, *[directions[i] for i in ins]]) if ins and outs else []
     tangents = dict(zip(outs, found, strict=False))
-    return tuple([tangents[k] if k in tangents else vspace(ans[k]).zeros() for k in range(len(function.outputs))])
+    return tuple([tangents[k] if k in tangents else vspace(ans[k]).zeros() for k in range(len(at.function.outputs))])
 
 
 def _conj(value: Any) -> Any:

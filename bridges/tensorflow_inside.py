@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.errors import ArgumentTypeError, PyadjointUtilsError, UnsupportedError
+from pyadjoint_utils.evaluation import Evaluation
 from pyadjoint_utils.host_function import HostFunction
 from pyadjoint_utils.inside import Inside
 
@@ -34,47 +36,55 @@ def _refusing(f: Callable[..., Any]) -> Callable[..., Any]:
 # One function from outside -----------------------------------------------------------------------------------------------
 
 
-def call(function: HostFunction, x: Tensors) -> list[Any]:
+def call(at: Evaluation, x: Tensors) -> list[Any]:
     """Call a host function on tensors, eagerly or in a graph, with derivatives that are called in the same way."""
-    if not tf.executing_eagerly():
-        # A gradient may refer to tensors of the graph that it was made in alone.
-        x = [tf.identity(a) for a in x]
-    # TensorFlow takes as long to make a custom gradient as to call it.
-    y = function.once("tensorflow", lambda: _with_gradient(function))(*x)
+    return _eagerly(at, x) if tf.executing_eagerly() else _in_graph(at.function, x)
+
+
+def _first(function: HostFunction, x: Tensors) -> list[Any]:
+    return call(Evaluation(function), x)
+
+
+def _eagerly(at: Evaluation, x: Tensors) -> list[Any]:
+    engine = get_engine("tensorflow")
+    # Aliases, which no tape and no accumulator watches.
+    y = at([engine.enter(engine.export(a)) for a in x], engine)
+    # Tensors of their own, since a tape tells them apart by their ids.
+    results = [tf.raw_ops.Identity(input=a) for a in y]
+    # As tf.custom_gradient does, which takes as long again for containers and signatures.
+    record.record_operation(at.function.name, results, list(x), lambda *yb: _gradient(at, x, yb))
+    return results
+
+
+@_refusing
+def _gradient(at: Evaluation, x: Tensors, yb: Tensors) -> list[Any]:
+    active = at.function.active
+    outs = tuple([k for k in at.function.differentiable if yb[k] is not None])
+    xb: list[Any] = [None] * len(x)
+    if outs:
+        seeds = [tf.convert_to_tensor(yb[k]) for k in outs]
+        for i, b in zip(active, call(at.adjoint(active, outs), [*x, *seeds]), strict=True):
+            xb[i] = b
+    return xb
+
+
+def _in_graph(function: HostFunction, x: Tensors) -> list[Any]:
+    # A gradient may refer to tensors of the graph that it was made in alone. TensorFlow takes as long to make a custom
+    # gradient as to call it.
+    y = function.once("tensorflow", lambda: _with_gradient(function))(*[tf.identity(a) for a in x])
     return list(y) if len(function.outputs) > 1 else [y]
 
 
 def _with_gradient(function: HostFunction) -> Callable[..., Any]:
     @tf.custom_gradient
     def apply(*x: Any) -> Any:
-        def gradient(*yb: Any) -> list[Any]:
-            return _gradient(function, x, yb)
-
-        y = (_evaluated if tf.executing_eagerly() else _in_graph)(function, x)
-        return (y if len(y) > 1 else y[0]), gradient
+        y = _called_back(function, x)
+        return (y if len(y) > 1 else y[0]), lambda *yb: _gradient(Evaluation(function), x, yb)
 
     return apply
 
 
-@_refusing
-def _gradient(function: HostFunction, x: Tensors, yb: Tensors) -> list[Any]:
-    outs = tuple([k for k in function.differentiable if yb[k] is not None])
-    xb: list[Any] = [None] * len(x)
-    if outs:
-        seeds = [tf.convert_to_tensor(yb[k]) for k in outs]
-        found = call(function.adjoint(function.active, outs), [*x, *seeds])
-        for i, b in zip(function.active, found, strict=True):
-            xb[i] = b
-    return xb
-
-
-def _evaluated(function: HostFunction, x: Tensors) -> list[Any]:
-    engine = get_engine("tensorflow")
-    # Aliases, which no tape and no accumulator watches.
-    return list(function([engine.enter(engine.export(a)) for a in x], engine))
-
-
-def _in_graph(function: HostFunction, x: Tensors) -> list[Any]:
+def _called_back(function: HostFunction, x: Tensors) -> list[Any]:
     """A call of Python in a graph."""
     _refuse_forward_mode(x)
     _refuse_xla()
@@ -99,7 +109,7 @@ def _batch(function: HostFunction, node: Any) -> list[Any]:
         # TensorFlow's own way to ask for a loop, in the module of the node's class.
         raise sys.modules[type(node).__module__].ConversionNotImplementedError(f"unknown batch size of {function.name}")
     marks = tuple([wrapped.is_stacked for wrapped in node.inputs])
-    y = call(function.batched(marks, size), [wrapped.t for wrapped in node.inputs])
+    y = call(Evaluation(function.batched(marks, size)), [wrapped.t for wrapped in node.inputs])
     return [type(node.inputs[0])(tensor, True, False) for tensor in y]
 
 
@@ -151,13 +161,13 @@ class TapeFunction:
     def _eagerly(self, values: Sequence[Any]) -> Any:
         # The tape's own traced programs are faster than TensorFlow's steps one by one, and right where its nested
         # forward mode is not.
-        return self.inside.delist(self.inside.replay(self._tensors(values), call, whole=True))
+        return self.inside.delist(self.inside.replay(self._tensors(values), _first, whole=True))
 
     @tf.autograph.experimental.do_not_convert
     def _in_graph(self, values: Sequence[Any]) -> Any:
         x = self._tensors(values)
         _refuse_forward_mode(x)
-        return self.inside.delist(self.inside.replay(x, call))
+        return self.inside.delist(self.inside.replay(x, _first))
 
     def _tensors(self, values: Sequence[Any]) -> list[Any]:
         return [self._tensor(k, value) for k, value in enumerate(values)]

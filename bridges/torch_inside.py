@@ -9,6 +9,7 @@ import torch.autograd.forward_ad as forward_ad
 
 from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.errors import ArgumentTypeError, UnsupportedError
+from pyadjoint_utils.evaluation import Evaluation
 from pyadjoint_utils.host_function import HostFunction
 from pyadjoint_utils.inside import Inside
 
@@ -28,32 +29,34 @@ class _Rules(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *yb: Any) -> Any:
-        function, x = ctx.function, ctx.saved_tensors
+        at, x = ctx.at, ctx.saved_tensors
+        function = at.function
         outs = tuple([k for k in function.differentiable if yb[k] is not None])
         ins = tuple([i for i in function.active if ctx.needs_input_grad[i + 1]])
         xb: list[Any] = [None] * (len(x) + 1)
         if ins and outs:
-            found = call(function.adjoint(ins, outs), [*x, *[yb[k] for k in outs]])
+            found = call(at.adjoint(ins, outs), [*x, *[yb[k] for k in outs]])
             for i, b in zip(ins, found, strict=True):
                 xb[i + 1] = b if b.device == x[i].device else b.to(x[i].device)
         return tuple(xb)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        function, x, dx = ctx.function, ctx.saved_tensors, tangents[1:]
+        at, x, dx = ctx.at, ctx.saved_tensors, tangents[1:]
+        function = at.function
         ins = tuple([i for i in function.active if dx[i] is not None])
         dy: list[Any] = [None] * len(function.outputs)
         if ins:
-            found = call(function.tangent(ins), [*x, *[dx[i] for i in ins]])
+            found = call(at.tangent(ins), [*x, *[dx[i] for i in ins]])
             for k, d in zip(function.differentiable, found, strict=True):
                 dy[k] = d
         return tuple(dy)
 
 
-def _keep(ctx: Any, function: HostFunction, x: Tensors, y: Tensors) -> None:
-    ctx.function = function
+def _keep(ctx: Any, at: Evaluation, x: Tensors, y: Tensors) -> None:
+    ctx.at = at
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*[a for k, a in enumerate(y) if k not in function.differentiable])
+    ctx.mark_non_differentiable(*[a for k, a in enumerate(y) if k not in at.function.differentiable])
     ctx.save_for_backward(*x)
     ctx.save_for_forward(*x)
 
@@ -62,9 +65,9 @@ class _Eager(_Rules):
     """Without a transformation of ``torch.func`` around it; torch applies this form much faster."""
 
     @staticmethod
-    def forward(ctx: Any, function: HostFunction, *x: torch.Tensor) -> Any:
-        y = _legacy_batch(function, x) if any(map(_is_legacy, x)) else _evaluated(function, x)
-        _keep(ctx, function, x, y)
+    def forward(ctx: Any, at: Evaluation, *x: torch.Tensor) -> Any:
+        y = _legacy_batch(at.function, x) if any(map(_is_legacy, x)) else _evaluated(at, x)
+        _keep(ctx, at, x, y)
         return y
 
 
@@ -72,34 +75,34 @@ class _Transformed(_Rules):
     """Inside transformations of ``torch.func``."""
 
     @staticmethod
-    def forward(function: HostFunction, *x: torch.Tensor) -> Any:
-        return _evaluated(function, x)
+    def forward(at: Evaluation, *x: torch.Tensor) -> Any:
+        return _evaluated(at, x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         _keep(ctx, inputs[0], inputs[1:], output)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, function: HostFunction, *x: torch.Tensor) -> Any:
+    def vmap(info: Any, in_dims: Any, at: Evaluation, *x: torch.Tensor) -> Any:
         dims = in_dims[1:]
         marks = tuple([d is not None for d in dims])
         rows = [a if d is None else a.movedim(d, 0) for a, d in zip(x, dims, strict=True)]
-        y = call(function.batched(marks, info.batch_size), rows)
+        y = call(Evaluation(at.function.batched(marks, info.batch_size)), rows)
         return y, (0,) * len(y)
 
 
-def call(function: HostFunction, x: Tensors) -> Tensors:
+def call(at: Evaluation, x: Tensors) -> Tensors:
     """Call a host function on tensors of any transformation."""
     if _get_dispatch_mode(_PROXY) is not None or _is_tracing() or any(isinstance(a, _FakeTensor) for a in x):
         raise UnsupportedError(
-            f"{function.name} computes outside of PyTorch, so that a trace would take its results for constants (make_fx, "
-            "torch.func.linearize, torch.export, torch.jit.trace). Trace the code around it, or use torch.func.jvp; "
-            "torch.compile leaves it out by itself."
+            f"{at.function.name} computes outside of PyTorch, so that a trace would take its results for constants "
+            "(make_fx, torch.func.linearize, torch.export, torch.jit.trace). Trace the code around it, or use "
+            "torch.func.jvp; torch.compile leaves it out by itself."
         )
-    return (_Transformed if _transforming() else _Eager).apply(function, *x)
+    return (_Transformed if _transforming() else _Eager).apply(at, *x)
 
 
-def _evaluated(function: HostFunction, x: Tensors) -> tuple[torch.Tensor, ...]:
+def _evaluated(function: HostFunction | Evaluation, x: Tensors) -> tuple[torch.Tensor, ...]:
     # Arguments are other objects at every call: nothing is found that was kept for a tensor written to since. Results are
     # copies: PyTorch writes into its tensors (gradients accumulate in place), and engines share theirs.
     engine = get_engine("torch")
@@ -146,7 +149,7 @@ class TapeFunction:
         x = [self._tensor(k, value) for k, value in enumerate(values)]
         # In forward mode nothing is left to torch: a derivative of its forward formulas, and a forward derivative of its
         # reverse ones, is wrong for det, solve, layer_norm and others.
-        y = self.inside.replay(x, call, whole=forward_ad._current_level >= 0)
+        y = self.inside.replay(x, lambda f, x: call(Evaluation(f), x), whole=forward_ad._current_level >= 0)
         return self.inside.delist(_own(y, [*x, *self.inside.constants.values()]))
 
     def _tensor(self, k: int, value: Any) -> torch.Tensor:

@@ -1,13 +1,14 @@
 """Functions composed of others over numbered slots; the tangent and the adjoint of a composition are compositions again."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyadjoint_utils.engine import Arrays, Aval
-from pyadjoint_utils.host_function import HostFunction, as_numpy
+from pyadjoint_utils.host_function import HostFunction, Known, as_numpy
 from pyadjoint_utils.variable import accumulated
 
 
@@ -56,10 +57,23 @@ class Composition(HostFunction):
         self._free = 1 + max([*self._sources, *self._results, *(s for p in parts for s in (*p.inputs, *p.outputs))])
 
     def run(self, x: Arrays) -> Sequence[Any]:
-        values = self._fixed | dict(zip(self._sources, x, strict=True))
+        return self.run_from(x, {})[0]
+
+    def run_from(self, x: Arrays, known: Known) -> tuple[Sequence[Any], Known]:
+        # A composition and its derivatives have the same slots. What is known of one is complete, where parts add to an
+        # argument (the cotangent of a result that was used further) too.
+        values = self._fixed | dict(zip(self._sources, x, strict=True)) | known
         for part in self._parts:
-            _put(values, part, part.function.run(_given(values, part)))
-        return [values.get(slot) for slot in self._results]
+            if not all(slot in known for slot in part.outputs):
+                _put(values, part, part.function.run(_given(values, part)), known)
+        return [values.get(slot) for slot in self._results], {k: values[k] for k in self._passed_on if k in values}
+
+    @cached_property
+    def _passed_on(self) -> set[int]:
+        """Slots between parts, whose values derivatives start from."""
+        read = {slot for part in self._parts for slot in part.inputs}
+        made = {slot for part in self._parts for slot in part.outputs if not read.isdisjoint(part.outputs)}
+        return made - {slot for part in self._parts if not part.function.lasting for slot in part.outputs}
 
     def run_batch(self, x: Arrays, marks: Sequence[bool], size: int) -> Sequence[Any]:
         if any(None in (*part.function.inputs, *part.function.outputs) for part in self._parts):
@@ -157,9 +171,9 @@ def _given(values: dict[int, Any], part: Part) -> Arrays:
     )
 
 
-def _put(values: dict[int, Any], part: Part, results: Sequence[Any]) -> None:
+def _put(values: dict[int, Any], part: Part, results: Sequence[Any], known: Collection[int] = ()) -> None:
     for slot, value in zip(part.outputs, results, strict=True):
-        if value is not None:
+        if value is not None and slot not in known:
             values[slot] = accumulated(values.get(slot), value)
 
 

@@ -17,6 +17,8 @@ from pyadjoint_utils.variable import bare, entered
 
 _log = logging.getLogger(__name__)
 
+Known = dict[int, Any]  # values that a composition has computed, by slot
+
 
 class HostFunction:
     """A pure function of arrays without a state, safe to call from any thread.
@@ -31,9 +33,11 @@ class HostFunction:
         differentiable: positions of the results that pass a derivative.
         seeds: positions of the arguments in which a derivative is linear, where an engine is faster with directions for
             all of them than for some.
+        lasting: whether what it returned stays as it is, whatever is evaluated later.
     """
 
     seeds: tuple[int, ...] = ()
+    lasting = True
 
     def __init__(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], active: Sequence[int]) -> None:
         self.name = name
@@ -55,9 +59,24 @@ class HostFunction:
         Returns:
             The results, with the shapes and dtypes of ``outputs``.
         """
+        return self.evaluate(arrays, engine)[0]
+
+    def evaluate(
+        self, arrays: Sequence[Any], engine: Engine | None = None, known: Known | None = None
+    ) -> tuple[Arrays, Known]:
+        """Evaluate, and return also what was computed on the way and derivatives at this point start from.
+
+        Args:
+            arrays: as for a call.
+            engine: as for a call.
+            known: what the function that this one is the derivative of computed on its way, for the same arrays.
+
+        Returns:
+            The results, and what to hand to the derivatives of this function.
+        """
         holder = get_engine("numpy") if engine is None else engine
-        results = self.run(tuple(arrays))
-        return tuple([self._settled(k, value, holder) for k, value in enumerate(results)])
+        results, known = self.run_from(tuple(arrays), known or {})
+        return tuple([self._settled(k, value, holder) for k, value in enumerate(results)]), known
 
     def _settled(self, k: int, value: Any, engine: Engine) -> Any:
         aval = self.outputs[k]
@@ -100,6 +119,10 @@ class HostFunction:
     def run(self, x: Arrays) -> Sequence[Any]:
         """Evaluate on arrays of any engine; the results are in any engine, None for zero."""
         raise NotImplementedError
+
+    def run_from(self, x: Arrays, known: Known) -> tuple[Sequence[Any], Known]:
+        """As :meth:`run`, with and for what is known at the point; most functions know nothing on their way."""
+        return self.run(x), {}
 
     def _tangent(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> "HostFunction":
         raise NotImplementedError

@@ -23,6 +23,8 @@ class OpaqueFunction(HostFunction):
         outputs: shape and dtype of its results.
     """
 
+    lasting = False  # other packages write into their objects
+
     def __init__(self, step: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         super().__init__(type(step.block).__name__, inputs, outputs, step.active)
         self.differentiable = tuple(step.differentiable)
@@ -68,6 +70,8 @@ class OpaqueFunction(HostFunction):
 
 class _First(HostFunction):
     """A first derivative of an opaque function, between some arguments and some results of it."""
+
+    lasting = False
 
     def __init__(self, base: OpaqueFunction, ins: Where, outs: Where, kind: str) -> None:
         directions, tangents = [base.inputs[i] for i in ins], [base.outputs[k] for k in outs]
@@ -175,6 +179,8 @@ class _Adjoint(_First):
 
 class _Second(HostFunction):
     """The derivative of a first derivative, between some arguments and some results of it; there is no further one."""
+
+    lasting = False
 
     def __init__(self, first: _First, ins: Where, outs: Where, kind: str) -> None:
         directions, tangents = [first.inputs[i] for i in ins], [first.outputs[k] for k in outs]
