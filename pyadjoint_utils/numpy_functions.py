@@ -21,6 +21,7 @@ from pyadjoint_utils.errors import (
     ImmutableError,
     NotDifferentiableError,
 )
+from pyadjoint_utils.floats import kept_literal
 from pyadjoint_utils.points import nature_of
 
 # Ufunc methods that have a function of their own.
@@ -418,7 +419,7 @@ def install_on_adjfloat() -> None:
     def __array_ufunc__(self: Any, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         has_arrays = any(isinstance(x, (ArrayFunctions, np.ndarray)) for x in inputs)
         if method == "__call__" and not kwargs and not has_arrays and ufunc in _ops:
-            return original(self, ufunc, method, *inputs)
+            return original(self, ufunc, method, *[kept_literal(x) for x in inputs])
         if _passes_derivative(ufunc.__name__, inputs):
             return call_ufunc(ufunc, method, inputs, kwargs)
         return getattr(ufunc, method)(*_off_tape(inputs), **kwargs)

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from pyadjoint_utils.constants import KeptConstants
 from pyadjoint_utils.errors import ScheduleError, StaleTapeError, UnsupportedError
 from pyadjoint_utils.progress import TimedBar
 from pyadjoint_utils.schedules import Schedule, TimeStepper
+from pyadjoint_utils.variable import FloatVariable
 
 if TYPE_CHECKING:
     from pyadjoint_utils.runs import Run
@@ -143,6 +145,7 @@ class TapeState(TapePackageData):
         lock: held while a Block is evaluated for its values alone, outside of the tape's evaluations.
         turn: the number of the thread that evaluates or differentiates.
         constants: what the Blocks have beside values of the tape.
+        literals: the variables of numbers beside AdjFloats, by number and sign.
     """
 
     def __init__(self) -> None:
@@ -152,6 +155,7 @@ class TapeState(TapePackageData):
         self.lock = threading.RLock()
         self.turn: dict[str, int] = {}  # not a lock, which Ctrl-C could leave locked for ever
         self.constants = KeptConstants()
+        self.literals: weakref.WeakValueDictionary[tuple[float, float], FloatVariable] = weakref.WeakValueDictionary()
 
     def update(self, variable: Any) -> None:
         """Take note that a variable was given another value, which the rest of the tape does not follow yet."""

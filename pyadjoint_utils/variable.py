@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from pyadjoint import AdjFloat
+from pyadjoint import AdjFloat, get_working_tape
 from pyadjoint.block_variable import BlockVariable
 
 from pyadjoint_utils.annotation import thread_number
@@ -136,6 +136,77 @@ class GuardedVariable(BlockVariable):
         return self.output._ad_restore_at_checkpoint(_kept(self))
 
 
+class FloatVariable(BlockVariable):
+    """Block variable of an AdjFloat: it holds the number and not the user's AdjFloat, which is ten times as large.
+
+    Args:
+        number: the number that the program computed.
+
+    Attributes:
+        number: what it was when it was recorded.
+    """
+
+    floating_type = False
+    is_functional_dependency = False
+    is_control = False
+    creation_timestep = -1
+    last_use = -1
+
+    def __init__(self, number: float) -> None:
+        # Not upstream's initializer, which keeps the user's object.
+        self.number = self._checkpoint = float(number)
+        self.adj_value: Any = None
+        self.tlm_value: Any = None
+        self.hessian_value: Any = None
+        self.is_control_dependent = False
+
+    @property
+    def output(self) -> AdjFloat:
+        """The recorded number as a value that is on the tape."""
+        value = AdjFloat(self.number)
+        value.block_variable = self
+        return value
+
+    @property
+    def moved(self) -> bool:
+        """Whether the checkpoint is another one than when the program ran."""
+        return self._checkpoint is not self.number
+
+    @property
+    def checkpoint(self) -> Any:
+        """The number at the point where the tape stands."""
+        return self._checkpoint
+
+    @checkpoint.setter
+    def checkpoint(self, value: Any) -> None:
+        if not self.is_control:
+            self._checkpoint = float(value) if isinstance(value, float) else value
+
+    @property
+    def saved_output(self) -> Any:
+        return _kept(self)
+
+    def save_output(self, overwrite: bool = True) -> None:
+        """Nothing to do: the number was kept from the beginning."""
+
+    def will_add_as_dependency(self) -> None:
+        """Take note that a Block uses the number, which a schedule may have let go."""
+        tape = get_working_tape()
+        if self._checkpoint is None:
+            self._checkpoint = self.number
+        tape.add_to_checkpointable_state(self, self.last_use)
+        self.last_use = tape.latest_timestep
+
+    def will_add_as_output(self) -> None:
+        """Take note that a Block computes this variable."""
+        tape = get_working_tape()
+        self.creation_timestep = self.last_use = tape.latest_timestep
+        tape.add_to_adjoint_dependencies(self, self.last_use - 1)
+
+
+_AWARE = (Variable, GuardedVariable, FloatVariable)  # of which no value means that it was let go
+
+
 def bare(value: Any) -> Any:
     """Return the array that a wrapper holds, or the value itself."""
     return value._value if type(value) in WRAPPERS else value
@@ -157,7 +228,7 @@ def accumulated(total: Any, term: Any) -> Any:
 
 def checkpoint_of(bv: BlockVariable) -> Any:
     """Return the current value of a block variable as it is stored, without wrapping it."""
-    if isinstance(bv, (Variable, GuardedVariable)):
+    if isinstance(bv, _AWARE):
         return bare(_kept(bv))
     return bare(bv.output if bv._checkpoint is None else bv._checkpoint)
 
@@ -191,15 +262,17 @@ def drop(bv: Any, aval: Aval | None = None) -> None:
 
 def move(bv: Any, *, keep: bool = False) -> None:
     """Take note that a variable's value is about to be replaced; kept aside is that of an input of the program."""
-    if not getattr(bv, "moved", False):
+    if type(bv) is not FloatVariable and not getattr(bv, "moved", False):
         if keep or bv.creation_timestep < 0:
-            aware = bv._checkpoint is not None or isinstance(bv, (Variable, GuardedVariable))
+            aware = bv._checkpoint is not None or isinstance(bv, _AWARE)
             bv.kept = bv._checkpoint if aware else bv.output._ad_create_checkpoint()
         bv.moved = True
 
 
 def recorded_value(bv: Any) -> Any:
     """Return the value that a variable had when it was recorded, as it is stored; it must not be lost."""
+    if type(bv) is FloatVariable:
+        return bv.number
     if type(bv) is not Variable and isinstance(bv.output, AdjFloat):
         return bv.output
     return bv.kept if getattr(bv, "moved", False) else bv._checkpoint
@@ -207,7 +280,7 @@ def recorded_value(bv: Any) -> Any:
 
 def is_lost(bv: Any) -> bool:
     """Whether the recorded value of a variable is not kept, so that a Block has to compute it again."""
-    if type(bv) is not Variable and isinstance(bv.output, AdjFloat):
+    if type(bv) is FloatVariable or (type(bv) is not Variable and isinstance(bv.output, AdjFloat)):
         return False
     if getattr(bv, "moved", False):
         return getattr(bv, "kept", None) is None
@@ -216,7 +289,7 @@ def is_lost(bv: Any) -> bool:
 
 def is_dropped(bv: Any) -> bool:
     """Whether a variable's value was let go."""
-    return bv._checkpoint is None and isinstance(bv, (Variable, GuardedVariable))
+    return bv._checkpoint is None and isinstance(bv, _AWARE)
 
 
 def as_float(value: Any) -> float:
