@@ -12,7 +12,8 @@ from pyadjoint_utils.errors import ArgumentValueError
 from pyadjoint_utils.functional import ReducedFunctional
 from pyadjoint_utils.loops import MEMORY
 from pyadjoint_utils.merged import MergedProgram
-from pyadjoint_utils.policy import Policy
+from pyadjoint_utils.plan import Plan
+from pyadjoint_utils.policy import Memory, Policy
 from pyadjoint_utils.program import Program, PullBacks
 from pyadjoint_utils.reduced import ReducedFunction, _result
 from pyadjoint_utils.repetitions import TURNS
@@ -149,11 +150,11 @@ class CompiledFunction(ReducedFunction):
         function: ReducedFunction,
         *,
         engines: Sequence[str] = (),
-        memory: str = "all",
+        memory: str | None = None,
         turns: int = TURNS,
         budget: float = 60.0,
     ) -> None:
-        if memory not in MEMORY:
+        if memory is not None and memory not in MEMORY:
             raise ArgumentValueError(f"memory must be one of {', '.join(map(repr, MEMORY))}; got {memory!r}.")
         self.__dict__.update(function.__dict__)
         self._start = list(function._last_point())
@@ -226,13 +227,14 @@ class CompiledFunction(ReducedFunction):
         others = plan.sources[len(self._variables) :]
         policy = self._policies.get(frozenset(others))
         if policy is None:
-            policy = self._policies[frozenset(others)] = self._policy(Program(plan))
+            policy = self._policies[frozenset(others)] = self._policy(plan)
         return Standing(policy, [*point, *[updates[bv] for bv in others]])
 
-    def _policy(self, program: Program) -> Policy:
+    def _policy(self, plan: Plan) -> Policy:
+        program, memory = Program(plan), Memory.chosen(self._memory, plan.schedule)
         engines = dict.fromkeys(step.engine for step in program.steps if step.engine is not None)
         merging = [engine for engine in engines if engine.merges or engine in self._asked]
-        return Policy(program, merging, memory=self._memory, turns=self._turns, budget=self._budget)
+        return Policy(program, merging, memory=memory, turns=self._turns, budget=self._budget)
 
     def _current(self) -> Standing:
         if self._standing is None:

@@ -37,7 +37,9 @@ def _lines(policy: Policy, inputs: Sequence[str], outputs: Sequence[str]) -> Ite
     for reason, count in policy.merging.reasons.items():
         yield f"Not merged: {count} x {reason}" if count > 1 else f"Not merged: {reason}"
     if any(segment.compiled.fused.loops for segment in _segments(first)):
-        yield f"Loops keep for the derivative: {policy.merging.memory}"
+        yield f"Loops keep for the derivative: {policy.memory}"
+    elif policy.memory.schedule is not None:
+        yield f"No loop: all values are kept, and not as the schedule of the tape says ({policy.memory.schedule})"
     budget = policy.budget
     yield f"Compiling: {budget.spent:.2f} s of {budget.limit:g} s used"
 

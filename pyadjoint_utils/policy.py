@@ -3,11 +3,13 @@
 import logging
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pyadjoint_utils.engine import Engine
 from pyadjoint_utils.merged import MergedProgram
 from pyadjoint_utils.merging import Merging
 from pyadjoint_utils.program import Program, Step
+from pyadjoint_utils.schedules import Schedule
 from pyadjoint_utils.segments import Budget, Segment
 
 _log = logging.getLogger(__name__)
@@ -15,6 +17,33 @@ _log = logging.getLogger(__name__)
 # How many operations a program may have. Compiling takes more than proportionally long, so that pieces are cheaper.
 _LIMITS = (math.inf, 2000.0, 1000.0, 500.0, 250.0, 120.0, 60.0)
 _BLOCK_BY_BLOCK = 0.0
+
+
+class Memory(NamedTuple):
+    """What compiled loops keep for the derivative.
+
+    Attributes:
+        kept: ``"all"``, ``"step"`` or ``"sqrt"``.
+        schedule: the schedule of the tape, if it has one.
+        asked: whether the user chose.
+    """
+
+    kept: str
+    schedule: Schedule | None
+    asked: bool
+
+    @classmethod
+    def chosen(cls, asked: str | None, schedule: Schedule | None) -> "Memory":
+        """Return what the user asked for, or what comes nearest to the tape's schedule."""
+        if asked is not None or schedule is None:
+            return cls(asked or "all", schedule, asked is not None)
+        return cls("step" if schedule.states() >= schedule.steps else "sqrt", schedule, False)
+
+    def __str__(self) -> str:
+        if self.schedule is None:
+            return self.kept
+        reason = "as memory= says, and not" if self.asked else "which comes nearest to"
+        return f"{self.kept}, {reason} the schedule of the tape ({self.schedule})"
 
 
 class Policy:
@@ -28,9 +57,11 @@ class Policy:
         budget: how long compiling may take.
     """
 
-    def __init__(self, program: Program, engines: Sequence[Engine], *, memory: str, turns: int, budget: Budget) -> None:
-        self.program, self.budget = program, budget
-        self.merging = Merging(program, engines, memory=memory, turns=turns)
+    def __init__(
+        self, program: Program, engines: Sequence[Engine], *, memory: Memory, turns: int, budget: Budget
+    ) -> None:
+        self.program, self.memory, self.budget = program, memory, budget
+        self.merging = Merging(program, engines, memory=memory.kept, turns=turns)
         self._chosen: dict[int, MergedProgram] = {}
         self._by_limit: dict[float, MergedProgram] = {}
 
@@ -65,8 +96,8 @@ class Policy:
         for step in merged.steps:
             if isinstance(step, Segment):
                 step.compiled.budget = self.budget
-        _log.info("Derivatives of order %d: %s. About %.2g s to compile, %g s allowed.",
-                  order, merged.summary(), seconds, allowed)  # fmt: skip
+        _log.info("Derivatives of order %d: %s. Loops keep: %s. About %.2g s to compile, %g s allowed.",
+                  order, merged.summary(), self.memory, seconds, allowed)  # fmt: skip
         return merged
 
 

@@ -335,8 +335,9 @@ class ReducedFunction(AbstractReducedFunctional):
 
         Args:
             **options: ``engines``, names of engines whose Blocks are merged although these compile nothing (PyTorch,
-                autograd); ``memory``, what a loop keeps for its derivative: ``"all"`` that happens in it (the default),
-                the state at every ``"step"``, or at ``"sqrt"`` of their number, from which the rest is computed again;
+                autograd); ``memory``, what a loop keeps for its derivative: ``"all"`` that happens in it, the state at
+                every ``"step"``, or at ``"sqrt"`` of their number, from which the rest is computed again; the default is
+                ``"all"``, on a tape with a schedule what comes nearest to that;
                 ``turns=16``, the least number of repetitions that makes a loop; ``budget=60.0``, about how many
                 seconds compiling may take: what would take longer runs in smaller programs, or Block by Block.
 

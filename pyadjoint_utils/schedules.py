@@ -3,10 +3,11 @@
 import copy
 import gc
 from collections.abc import Iterable, Iterator, Set
+from itertools import takewhile
 from operator import length_hint
 from typing import Any
 
-from checkpoint_schedules import CheckpointSchedule, Forward
+from checkpoint_schedules import CheckpointSchedule, EndForward, Forward, StorageType
 from pyadjoint import Block
 from pyadjoint.tape import TimeStepSequence
 
@@ -74,6 +75,15 @@ class Schedule:
             yield action
             if schedule.max_n is None and isinstance(action, Forward) and action.n1 >= self.steps:
                 schedule.finalize(self.steps)
+
+    def states(self) -> int:
+        """Return how many steps have something stored in memory when an evaluation is over."""
+        kept: set[int] = set()
+        for action in takewhile(lambda action: not isinstance(action, EndForward), self.actions()):
+            if isinstance(action, Forward) and action.storage in (StorageType.RAM, StorageType.WORK):
+                kept.update(range(action.n0, min(action.n1, self.steps)) if action.write_adj_deps else ())
+                kept.update([action.n0] if action.write_ics else ())
+        return len(kept)
 
     def collect_garbage(self, step: int) -> None:
         """Collect garbage if it is due after a time step."""

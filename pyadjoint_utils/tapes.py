@@ -109,9 +109,32 @@ class Tape(pyadjoint.Tape):
         chosen = TimedBar if bar is True else (bar or upstream_tape._NullProgressBar)
         self._bar = chosen  # type: ignore[misc]  # a slot of upstream's
 
+    def copy(self) -> "Tape":
+        """Return a tape of the same Blocks that further ones can be added to, under the same schedule.
+
+        The values of the Blocks belong to both, and each notices what the other one does to them.
+
+        Raises:
+            ScheduleError: the tape is under a schedule and nobody knows yet whether its loop is over.
+        """
+        schedule = schedule_of(self)
+        if schedule is not None and not schedule.steps:
+            raise ScheduleError(
+                f"A tape under a schedule ({schedule}) is copied when its program is over, which the first evaluation or "
+                "derivative of a reduced function shows. Call one before tape.copy()."
+            )
+        other = Tape(self._blocks, {key: data.copy() for key, data in self._package_data.items()})
+        if schedule is not None:
+            other._checkpoint_manager = schedule  # type: ignore[misc]  # a slot of upstream's
+        other.progress_bar = self._bar
+        return other
+
     def clear_tape(self) -> None:
         """Forget all Blocks, values and snapshots."""
         manager = self._checkpoint_manager
+        state = self._package_data.pop(_KEY, None)
+        if state is not None:
+            state.leave()
         super().clear_tape()
         if isinstance(manager, Schedule):
             manager.close()
@@ -168,6 +191,11 @@ class TapeState(TapePackageData):
             self.run.close()
         self.run = run
 
+    def leave(self) -> None:
+        """Take note that a tape has forgotten its values, which a copy of it may still have."""
+        self.start(None)
+        self.owner = STALE
+
     def clear(self) -> None:
         self.owner = None
         self.updates = {}
@@ -184,9 +212,7 @@ class TapeState(TapePackageData):
         self.owner = state
 
     def copy(self) -> "TapeState":
-        other = TapeState()
-        other.owner, other.updates = self.owner, dict(self.updates)
-        return other
+        return self  # a copy of a tape has the same variables, and what happens to them concerns both
 
     def continue_checkpointing(self) -> None:
         """Nothing is kept on disk."""

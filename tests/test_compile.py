@@ -1,7 +1,9 @@
 """Compiled programs against closed forms and against Block by Block, at points other than the recorded one."""
 
+import functools
 import logging
 
+import checkpoint_schedules as cs
 import engines
 import numpy as np
 import optree
@@ -434,3 +436,67 @@ def test_what_is_kept_of_an_evaluation_is_let_go_by_its_derivative(e):
     assert alive() == kept > before + 20 * 8 * size
     rf.derivative()
     assert alive() == before
+
+
+# Under a schedule --------------------------------------------------------------------------------------------------------
+
+CHOICES = {
+    "none": (lambda: None, "all"),
+    "SingleMemory": (cs.SingleMemoryStorageSchedule, "all"),
+    "Revolve": (lambda: cs.Revolve(40, 3), "sqrt"),
+    "Multistage": (lambda: cs.MultistageCheckpointSchedule(40, 30, 10), "sqrt"),
+    "Multistage, all": (lambda: cs.MultistageCheckpointSchedule(40, 50, 0), "step"),
+    "Mixed": (lambda: cs.MixedCheckpointSchedule(40, 3), "sqrt"),
+    "SingleDisk": (cs.SingleDiskStorageSchedule, "sqrt"),
+    "TwoLevel": (lambda: cs.TwoLevelCheckpointSchedule(10, 2), "sqrt"),
+    "None": (cs.NoneCheckpointSchedule, "sqrt"),
+}
+
+
+@functools.cache
+def damped():
+    jnp = pytest.importorskip("jax").numpy
+    return overload(lambda y, p: y - 0.1 * jnp.sin(y) * p, "jax")
+
+
+def loop_of_40(schedule):
+    step = damped()
+    with push_tape(Tape()) as tape:
+        if schedule is not None:
+            tape.enable_checkpointing(schedule)
+        x, p = array(P), array(0.3)
+        y = x
+        for _ in tape.timestepper(range(40)):
+            y = step(y, p)
+        return ReducedFunctional((y * y).sum(), [Control(x), Control(p)])
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_loops_keep_what_comes_nearest_to_the_schedule(name, caplog):
+    schedule, kept = CHOICES[name]
+    plain, rf = loop_of_40(None), loop_of_40(schedule())
+    m, h = [array(2.0 * P), array(-0.7)], [array(P), array(1.5)]
+    caplog.set_level(logging.INFO, "pyadjoint_utils.policy")
+    for asked in (None, "all", "step", "sqrt"):
+        fast = rf.compile() if asked is None else rf.compile(memory=asked)
+        close(fast(m), float(plain(m)))
+        for found, expected in zip(fast.derivative(), plain.derivative(), strict=True):
+            close(found, expected)
+        for found, expected in zip(fast.hessian(h), plain.hessian(h), strict=True):
+            close(found, expected)
+        said = f"Loops keep for the derivative: {asked or kept}"
+        if kept != "all":
+            reason = "which comes nearest to" if asked is None else "as memory= says, and not"
+            said += f", {reason} the schedule of the tape ({type(schedule()).__name__}, 40 time steps)"
+        assert said in fast.describe().splitlines()
+        assert said.replace(" for the derivative", "") in caplog.text
+        (segment,) = fast._function._current().policy.at(1).steps
+        assert {call.memory for call in segment.compiled.fused.calls if hasattr(call, "memory")} == {asked or kept}
+        caplog.clear()
+
+
+def test_without_a_loop_the_schedule_is_not_followed():
+    rf = loop_of_40(cs.Revolve(40, 3))
+    assert "No loop: all values are kept, and not as the schedule of the tape says (Revolve, 40 time steps)" in (
+        rf.compile(turns=1000).describe()
+    )

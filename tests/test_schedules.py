@@ -31,6 +31,7 @@ from pyadjoint_utils import (
     to_numpy,
     verify,
 )
+from pyadjoint_utils.tapes import schedule_of
 
 STEPS = 10
 A, B = np.array([0.5, -1.0]), np.array([1.2, 0.7])
@@ -550,3 +551,54 @@ def test_a_derivative_is_not_recorded_under_a_schedule(tape):
     with pytest.raises(UnsupportedError, match="without a schedule"):
         compute_gradient(J, control, record=True)
     assert asnumpy(compute_gradient(J, control)).shape == (2,)
+
+
+# Copies ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", [lambda: None, lambda: cs.Revolve(6, 2), cs.SingleDiskStorageSchedule])
+def test_a_copy_shares_values_and_schedule(schedule):
+    """Two functions of other controls, on a tape and on its copy, which was made before anything moved."""
+
+    def recorded():
+        tape = Tape()
+        with set_working_tape(tape):
+            if schedule() is not None:
+                tape.enable_checkpointing(schedule())
+            x, p = toy(A), toy(B)
+            y = x
+            for _ in tape.timestepper(range(6)):
+                y = step(y, p)
+            return tape, total(y), Control(x), Control(p)
+
+    def slope(control, x, p):
+        tape, J, *controls = recorded()
+        rf = ReducedFunctional(J, controls, tape=tape)
+        return asnumpy((rf([toy(x), toy(p)]), rf.derivative())[1][control])
+
+    tape, J, x, p = recorded()
+    if schedule() is not None:
+        with pytest.raises(ScheduleError, match=r"program is over.*before tape\.copy"):
+            tape.copy()
+        ReducedFunctional(J, x, tape=tape).derivative()
+    other = tape.copy()
+    assert type(other) is Tape
+    assert schedule_of(other) is schedule_of(tape)
+    assert list(other.get_blocks()) == list(tape.get_blocks())
+    assert len(other.get_blocks().steps) == len(tape.get_blocks().steps)
+    of_x, of_p = ReducedFunctional(J, x, tape=tape), ReducedFunctional(J, p, tape=other)
+    of_x(toy(P))
+    np.testing.assert_allclose(asnumpy(of_p.derivative()), slope(1, A, B))
+    of_p(toy(Q))
+    np.testing.assert_allclose(asnumpy(of_x.derivative()), slope(0, P, B))
+    np.testing.assert_allclose(asnumpy(of_p.derivative()), slope(1, A, Q))
+    with set_working_tape(other):
+        more = ReducedFunctional(J * J, x)
+    assert len(other.get_blocks()) == len(tape.get_blocks()) + 1
+    more(toy(P))
+    J_at_p = float(of_x(toy(P)))
+    np.testing.assert_allclose(asnumpy(more.derivative()), 2 * J_at_p * slope(0, P, B))
+    of_x(toy(Q))
+    tape.clear_tape()
+    np.testing.assert_allclose(asnumpy(of_p.derivative()), slope(1, A, Q))
+    assert not tape.get_blocks()
