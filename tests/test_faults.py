@@ -1,5 +1,7 @@
 """After an exception anywhere, tape, controls, flags and marks are as they were, and everything goes on."""
 
+import errno
+import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -7,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_schedules import Revolve
+from checkpoint_schedules import MultistageCheckpointSchedule, Revolve, SingleDiskStorageSchedule
 
 from pyadjoint_utils import (
     AdjFloat,
@@ -15,12 +17,14 @@ from pyadjoint_utils import (
     Control,
     ReducedFunction,
     ReducedFunctional,
+    SnapshotError,
     StaleTapeError,
     Tape,
     annotate_tape,
     array,
     compute_gradient,
     compute_jacobian_action,
+    custom_jvp,
     get_working_tape,
     overload,
     set_working_tape,
@@ -28,6 +32,7 @@ from pyadjoint_utils import (
     to_adjfloat,
 )
 from pyadjoint_utils.annotation import thread_number
+from pyadjoint_utils.disk import Disk
 from pyadjoint_utils.tapes import state_of
 from pyadjoint_utils.variable import Variable
 
@@ -123,7 +128,7 @@ class Program:
         return self.rf.controls[0]
 
 
-def engine_program(fuse, schedule=None, foreign=False):
+def engine_program(fuse, schedule=None, foreign=False, **options):
     """A loop of an engine's Blocks, and perhaps a Block of another package behind it."""
 
     def body(x):
@@ -135,7 +140,7 @@ def engine_program(fuse, schedule=None, foreign=False):
     step = overload(body, "autograd")
     with set_working_tape() as tape:
         if schedule is not None:
-            tape.enable_checkpointing(schedule)
+            tape.enable_checkpointing(schedule, **options)
         x = y = array(START)
         for _ in tape.timestepper(range(STEPS)):
             y = step(y)
@@ -439,3 +444,195 @@ def test_a_turn_that_nobody_gave_back_is_given_back():
             pool.submit(program.rf, array(FIRST)).result()
         program.rf(array(SECOND))
         assert float(pool.submit(program.rf, array(FIRST)).result()) == pytest.approx(program.value(FIRST))
+
+
+# Disks, compiled functions and rules by hand ---------------------------------------------------------------------------
+
+
+class NoSpace(OSError):
+    """What a full disk says."""
+
+    def __init__(self):
+        super().__init__(errno.ENOSPC, "No space left on device")
+
+
+def disk_that_fails(fuse, monkeypatch):
+    """Every file that is written or read may be the one that fails."""
+    write, load = Disk._write, np.load
+
+    def full(path, data):
+        fuse()
+        write(path, data)
+
+    def gone(*args, **kwargs):
+        fuse()
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(Disk, "_write", staticmethod(full))
+    monkeypatch.setattr(np, "load", gone)
+
+
+ON_DISK = {
+    "single": SingleDiskStorageSchedule,
+    "moved": lambda: SingleDiskStorageSchedule(move_data=True),
+    "multistage": lambda: MultistageCheckpointSchedule(STEPS, 0, 2),
+}
+
+
+@pytest.mark.parametrize("phase", ["value", "derivative", "hessian", "both", "jacobian"])
+@pytest.mark.parametrize("name", ON_DISK)
+def test_a_file_that_cannot_be_written_or_read(name, phase, monkeypatch, tmp_path):
+    fuse, disk = Fuse(), Fuse()
+    program = engine_program(fuse, ON_DISK[name](), directory=tmp_path)
+    disk_that_fails(disk, monkeypatch)
+    blocks = len(program.tape.get_blocks())
+    program.rf(array(FIRST))
+    disk.arm(None, NoSpace)
+    program.rf(array(FIRST))
+    evaluation = disk.passed
+    disk.arm(None, NoSpace)
+    PHASES[phase](program)
+    places = disk.passed
+    assert places
+    for limit in range(1, places + 1):
+        program.rf(array(FIRST))
+        disk.arm(limit, NoSpace)
+        with pytest.raises(SnapshotError, match="No space left"):
+            PHASES[phase](program)
+        check_state(program, blocks)
+        x = SECOND if phase == "both" and limit > evaluation else FIRST
+        if limit % 2:
+            check_derivatives(program, x)
+        np.testing.assert_allclose(float(program.rf(array(SECOND))), program.value(SECOND), rtol=1e-10)
+        check_derivatives(program, SECOND)
+    del program
+    gc.collect()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("kind", [Fault, KeyboardInterrupt])
+@pytest.mark.parametrize("phase", ["value", "derivative", "tangent", "hessian", "both"])
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_compiled_function_that_fails_stays_where_it_was(merged, phase, kind):
+    fuse = Fuse()
+    program = engine_program(fuse, foreign=True)
+    blocks = len(program.tape.get_blocks())
+    on_the_tape = program.rf
+    program.rf = program.rf.compile(engines=["autograd"] if merged else [])
+    program.rf(array(FIRST))
+    fuse.arm(None, kind)
+    PHASES[phase](program)
+    places = fuse.passed
+    if phase == "derivative":  # which came with the value the next time
+        program.rf(array(FIRST))
+    for limit in range(1, places + 1):
+        program.rf(array(FIRST))
+        fuse.arm(limit, kind)
+        try:
+            PHASES[phase](program)
+            moved = phase in ("value", "both")
+        except kind:
+            moved = None
+        check_state(program, blocks)
+        if moved is None:
+            # Of both, the evaluation may have succeeded where it is the derivative that failed.
+            value = float(program.rf._function._output_values())
+            x = FIRST if np.isclose(value, program.value(FIRST), rtol=1e-12) else SECOND
+            assert phase == "both" or x is FIRST
+            np.testing.assert_allclose(value, program.value(x), rtol=1e-12)
+            check_first_and_second(program, x)
+        np.testing.assert_allclose(float(program.rf(array(SECOND))), program.value(SECOND), rtol=1e-10)
+        check_first_and_second(program, SECOND)
+    assert places >= 1
+    program.rf = on_the_tape
+    check_derivatives(program, START)
+
+
+def check_first_and_second(program, x):
+    np.testing.assert_allclose(program.rf.derivative().numpy(), program.gradient(x), rtol=1e-10)
+    np.testing.assert_allclose(float(program.rf.tlm(array(DIRECTION))), program.gradient(x) @ DIRECTION, rtol=1e-10)
+    action = program.rf.hessian(array(DIRECTION)).numpy()
+    np.testing.assert_allclose(action, program.hessian(x) @ DIRECTION, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [Fault, KeyboardInterrupt])
+def test_a_trace_that_fails_is_made_again(kind):
+    jnp = pytest.importorskip("jax").numpy
+    fuse = Fuse()
+
+    def body(x):
+        fuse()
+        return x + 0.1 * jnp.sin(x)
+
+    step = overload(body, "jax")
+    with set_working_tape() as tape:
+        x = y = array(START)
+        for _ in range(STEPS):
+            y = step(y)
+        rf = ReducedFunctional((y * y).sum(), Control(x))
+    fast = rf.compile(turns=1000)
+    for limit in (1, 2, 3):
+        fuse.arm(limit, kind)
+        try:
+            fast.value_and_derivative(array(SECOND))
+        except kind:
+            pass
+        else:
+            assert fuse.passed < limit
+        g, g1, _ = closed_form(FIRST)
+        value, slope = fast.value_and_derivative(array(FIRST))
+        np.testing.assert_allclose(float(value), g @ g, rtol=1e-10)
+        np.testing.assert_allclose(slope.numpy(), 2 * g * g1, rtol=1e-10)
+    assert annotate_tape()
+    assert len(tape.get_blocks()) == STEPS + 2
+
+
+def ruled_program(fuse, schedule=None):
+    """Steps with a rule by hand, whose function and rules may fail."""
+
+    @custom_jvp
+    def step(x):
+        fuse()
+        return x + 0.1 * np.sin(x)
+
+    @step.defjvp
+    def _(primals, tangents):
+        fuse()
+        ((x,), (dx,)) = primals, tangents
+        return step(x), dx + 0.1 * np.cos(x) * dx
+
+    with set_working_tape() as tape:
+        if schedule is not None:
+            tape.enable_checkpointing(schedule)
+        x = y = array(START)
+        for _ in tape.timestepper(range(STEPS)):
+            y = step(y)
+        rf = ReducedFunctional((y * y).sum(), Control(x))
+    plain = engine_program(Fuse())
+    return Program(tape, x, rf, fuse, plain.value, plain.gradient, plain.hessian)
+
+
+@pytest.mark.parametrize("kind", [Fault, KeyboardInterrupt])
+@pytest.mark.parametrize("phase", ["value", "derivative", "tangent", "hessian"])
+@pytest.mark.parametrize("schedule", [lambda: None, lambda: Revolve(STEPS, 2)])
+def test_a_rule_by_hand_that_fails_leaves_nothing(schedule, phase, kind):
+    fuse = Fuse()
+    program = ruled_program(fuse, schedule())
+    blocks = len(program.tape.get_blocks())
+    program.rf(array(FIRST))
+    fuse.arm(None, kind)
+    PHASES[phase](program)
+    places = fuse.passed
+    assert places
+    for limit in range(1, places + 1):
+        program.rf(array(FIRST))
+        fuse.arm(limit, kind)
+        try:
+            PHASES[phase](program)
+        except kind:
+            check_state(program, blocks)
+            check_first_and_second(program, FIRST)
+        fuse.arm(None, kind)
+        np.testing.assert_allclose(float(program.rf(array(SECOND))), program.value(SECOND), rtol=1e-10)
+        check_first_and_second(program, SECOND)
+        check_state(program, blocks)
