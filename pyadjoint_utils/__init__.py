@@ -43,7 +43,6 @@ from pyadjoint_utils.errors import (
     UnsupportedError,
 )
 from pyadjoint_utils.flat import ReducedFunctionNumPy
-from pyadjoint_utils.floats import install_variables
 from pyadjoint_utils.functional import ReducedFunctional
 from pyadjoint_utils.gradients import grad, value_and_grad
 from pyadjoint_utils.matrices import hessian, jacfwd, jacrev
@@ -180,4 +179,3 @@ if get_working_tape() is None:
     set_working_tape(Tape())
     continue_annotation()
 install_on_adjfloat()
-install_variables()

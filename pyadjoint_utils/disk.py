@@ -1,6 +1,9 @@
 """Values on disk: a file for each, in a folder that goes when nobody needs it any more."""
 
 import itertools
+import logging
+import math
+import mmap
 import os
 import shutil
 import tempfile
@@ -13,18 +16,21 @@ import numpy as np
 from pyadjoint_utils.engine import Aval, Engine
 from pyadjoint_utils.errors import ArgumentValueError, SnapshotError
 
+_log = logging.getLogger(__name__)
+
 
 class Stored:
     """A value in a file, which is removed together with this object.
 
     Args:
         path: the file.
+        size: its length in bytes, of which the last ones are the data.
         engine: the engine of the value.
         aval: shape and dtype of the value.
     """
 
-    def __init__(self, path: Path, engine: Engine, aval: Aval) -> None:
-        self._path, self._engine, self._aval = path, engine, aval
+    def __init__(self, path: Path, size: int, engine: Engine, aval: Aval) -> None:
+        self._path, self._size, self._engine, self._aval = path, size, engine, aval
         weakref.finalize(self, path.unlink, missing_ok=True)
 
     def read(self) -> Any:
@@ -33,18 +39,21 @@ class Stored:
         Raises:
             SnapshotError: the file is gone or damaged.
         """
-        empty = 0 in self._aval.shape  # of which there is no memory to map
+        aval = self._aval
+        count = math.prod(aval.shape)
         try:
-            # Copied on write, so that no engine can change the file.
-            data = np.asarray(np.load(self._path, mmap_mode=None if empty else "c", allow_pickle=False))
-            if data.shape != self._aval.shape or data.dtype.itemsize != self._aval.dtype.itemsize:
-                raise ValueError(f"it holds {data.dtype}{list(data.shape)}")
+            with open(self._path, "rb") as file:
+                if (size := os.fstat(file.fileno()).st_size) != self._size:
+                    raise ValueError(f"it has {size} bytes instead of {self._size}")
+                # Copied on write, so that no engine can change the file.
+                memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            bits = np.frombuffer(memory, np.uint8, offset=self._size - count * aval.dtype.itemsize)
         except (OSError, ValueError) as error:
             raise SnapshotError(
-                f"The snapshot {self._path} of {self._aval} cannot be read: {error}. Leave the folder alone while the tape "
+                f"The snapshot {self._path} of {aval} cannot be read: {error}. Leave the folder alone while the tape "
                 "lives; the next evaluation or derivative writes its snapshots anew."
             ) from error
-        return self._engine.enter(data.view(self._aval.dtype))
+        return self._engine.enter(bits.view(aval.dtype).reshape(aval.shape))
 
 
 class Disk:
@@ -60,6 +69,8 @@ class Disk:
         self._directory = directory
         self._folder: Path | None = None
         self._numbers = itertools.count()
+        self._devices: dict[str, Any] = {}
+        self._said = False
 
     def store(self, value: Any, engine: Engine) -> Any:
         """Write an array to a file of its own; one that is not where the engine puts new arrays stays as it is.
@@ -71,22 +82,22 @@ class Disk:
             SnapshotError: the file cannot be written.
         """
         aval = engine.aval(value)
-        here = getattr(engine.zeros(Aval((), aval.dtype)), "device", None)
-        if getattr(value, "device", None) != here:
+        if getattr(value, "device", None) != self._device_of(engine):
+            self._say_what_stays(value, aval)
             return value
         data = engine.to_numpy(value)
         if data.dtype.kind not in "biufc":  # NumPy's files know no bfloat16 and its kin
             data = data.view(f"u{data.dtype.itemsize}")
         try:
             path = self._made() / f"{next(self._numbers)}.npy"
-            self._write(path, data)
+            size = self._write(path, data)
         except OSError as error:
             raise SnapshotError(
                 f"A snapshot of {aval} cannot be written to {self._folder or self._directory or tempfile.gettempdir()}: "
                 f"{error.strerror or error}. Make room there, or name another folder: "
                 "tape.enable_checkpointing(schedule, directory=...)."
             ) from error
-        return Stored(path, engine, aval)
+        return Stored(path, size, engine, aval)
 
     def close(self) -> None:
         """Remove the folder and what is in it."""
@@ -100,13 +111,32 @@ class Disk:
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         return self._folder
 
+    def _device_of(self, engine: Engine) -> Any:
+        """The device on which an engine puts what it reads."""
+        if engine.name not in self._devices:
+            self._devices[engine.name] = getattr(engine.zeros(Aval((), np.dtype(np.float32))), "device", None)
+        return self._devices[engine.name]
+
+    def _say_what_stays(self, value: Any, aval: Aval) -> None:
+        if not self._said:
+            self._said = True
+            _log.warning(
+                "A snapshot of %s on the device %s stays in memory and is not stored on disk: it would be read to another "
+                "device. Compute on the engine's default device, or use snapshots in memory. (Said once.)",
+                aval,
+                value.device,
+            )
+
     @staticmethod
-    def _write(path: Path, data: np.ndarray) -> None:
-        """Write by calls that report a full disk (a mapped file would end the process), and rename."""
+    def _write(path: Path, data: np.ndarray) -> int:
+        """Write by calls that report a full disk (a mapped file would end the process), rename, and return the length."""
         unfinished = path.with_suffix(".part")
         try:
             with open(unfinished, "wb") as file:
                 np.save(file, data, allow_pickle=False)
+                size = file.tell()
             os.replace(unfinished, path)
-        finally:
+        except BaseException:
             unfinished.unlink(missing_ok=True)
+            raise
+        return size

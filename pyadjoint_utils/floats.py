@@ -51,8 +51,6 @@ def install_variables() -> None:
 
     Pyadjoint's keep the user's AdjFloat, and there is a new one for every literal of a loop.
     """
-    if AdjFloat.create_block_variable is _create_block_variable:
-        return
     AdjFloat.create_block_variable = _create_block_variable
     for name in _OPERATORS:
         setattr(AdjFloat, f"__{name}__", _with_kept_literals(getattr(AdjFloat, f"__{name}__")))

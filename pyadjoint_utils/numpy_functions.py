@@ -21,7 +21,7 @@ from pyadjoint_utils.errors import (
     ImmutableError,
     NotDifferentiableError,
 )
-from pyadjoint_utils.floats import kept_literal
+from pyadjoint_utils.floats import install_variables, kept_literal
 from pyadjoint_utils.points import nature_of
 
 # Ufunc methods that have a function of their own.
@@ -407,7 +407,7 @@ def _passes_derivative(name: str, inputs: tuple[Any, ...]) -> bool:
 
 
 def install_on_adjfloat() -> None:
-    """Let AdjFloat yield to arrays in NumPy functions, where Pyadjoint would strip it to a plain number.
+    """Let AdjFloat have small variables, and yield to arrays in NumPy functions where Pyadjoint strips it to a number.
 
     ``numpy.multiply(a, x)`` asks AdjFloat first, which would drop its derivative without a word.
     """
@@ -432,3 +432,4 @@ def install_on_adjfloat() -> None:
     __array_ufunc__._yields_to_arrays = True  # type: ignore[attr-defined]
     AdjFloat.__array_function__ = __array_function__
     AdjFloat.__array_ufunc__ = __array_ufunc__
+    install_variables()

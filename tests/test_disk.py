@@ -192,3 +192,15 @@ def test_a_value_that_lasts_many_steps_is_written_once(tmp_path):
         ReducedFunctional((y * y).sum(), Control(x))(array(P))
     # Snapshots at steps 0 (the control alone) and three later ones: a state in each, and the early value once.
     assert len(files(tmp_path)) <= 4
+
+
+def test_an_array_on_another_device_stays_in_memory_and_the_log_says_so(tmp_path, caplog):
+    torch = pytest.importorskip("torch")
+    disk, engine = Disk(tmp_path), get_engine("torch")
+    elsewhere = torch.empty(2, device="meta")
+    for _ in range(2):
+        assert disk.store(elsewhere, engine) is elsewhere
+    assert not files(tmp_path)
+    (record,) = caplog.records
+    assert "float32[2] on the device meta stays in memory" in record.message
+    assert isinstance(disk.store(torch.ones(2), engine), Stored)

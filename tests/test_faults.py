@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +33,6 @@ from pyadjoint_utils import (
     to_adjfloat,
 )
 from pyadjoint_utils.annotation import thread_number
-from pyadjoint_utils.disk import Disk
 from pyadjoint_utils.tapes import state_of
 from pyadjoint_utils.variable import Variable
 
@@ -458,18 +458,18 @@ class NoSpace(OSError):
 
 def disk_that_fails(fuse, monkeypatch):
     """Every file that is written or read may be the one that fails."""
-    write, load = Disk._write, np.load
+    save, fstat = np.save, os.fstat
 
-    def full(path, data):
+    def full(*args, **kwargs):
         fuse()
-        write(path, data)
+        save(*args, **kwargs)
 
-    def gone(*args, **kwargs):
+    def gone(*args):
         fuse()
-        return load(*args, **kwargs)
+        return fstat(*args)
 
-    monkeypatch.setattr(Disk, "_write", staticmethod(full))
-    monkeypatch.setattr(np, "load", gone)
+    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr("pyadjoint_utils.disk.os.fstat", gone)
 
 
 ON_DISK = {
