@@ -425,7 +425,10 @@ class ReducedFunction(AbstractReducedFunctional):
         if plan is None:
             controls = [c.block_variable for c in self._controls]
             inputs = self._variables[len(controls) :]
-            plan = self._plans[others] = Plan(self.tape, self._output_variables, controls, [*inputs, *others])
+            plan = Plan(self.tape, self._output_variables, controls, [*inputs, *others])
+            if not plan.forward:
+                self._check_recorded()  # or the tape was cleared meanwhile
+            self._plans[others] = plan
         return plan
 
     def _check_recorded(self) -> None:
@@ -444,8 +447,9 @@ class ReducedFunction(AbstractReducedFunctional):
         for k, bv in enumerate(self._output_variables):
             if bv not in known:
                 raise StaleTapeError(
-                    f"outputs[{k}] was not recorded on this tape, so that its derivative would be zero. Compute it while "
-                    "annotation is on and this tape is the working tape, or name the tape that it was recorded on (tape=)."
+                    f"outputs[{k}] was not recorded on this tape, or the tape was cleared since, so that its derivative "
+                    "would be zero. Compute it while annotation is on and this tape is the working tape, or name the tape "
+                    "that it was recorded on (tape=)."
                 )
 
     def _last_point(self) -> list[Any]:

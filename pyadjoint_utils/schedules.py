@@ -63,6 +63,7 @@ class Schedule:
         self._following = _copied(schedule)
         self.recorder: Recorder | None = Recorder(self._following, self.disk)
         self._loop: Any = None
+        self._loops = 0
         self._finished_by_hand = False
 
     def __str__(self) -> str:
@@ -100,9 +101,16 @@ class Schedule:
                 "A time loop begins on a tape that was evaluated under its schedule already. Record it on a tape of its "
                 "own: set_working_tape(Tape())."
             )
-        self._check_loop(len(blocks.steps))
+        if self._loop is not None:
+            last = len(blocks.steps) - 1
+            raise ScheduleError(
+                f"A time loop begins while another one is in step {last}, counted from 0. Time loops do not nest: let the "
+                f"outer one alone run over tape.timestepper(...). If the other one was left in step {last}, by break, "
+                "return or an exception, clear the tape (tape.clear_tape()), enable the schedule again and record anew."
+            )
         if not blocks.steps:
             blocks.append_step()
+        self._loops += 1
         if len(blocks.steps) == 1:
             self.prologue = frozenset(blocks)
         self._loop = loop
@@ -147,6 +155,11 @@ class Schedule:
             raise ScheduleError(
                 f"{self._planned()}, and the tape has {count}: the last step recorded is {count - 1}, counted from 0. Make "
                 "the schedule for as many steps as the loop has, and run the loop over tape.timestepper(...)."
+                + (
+                    f" Of {self._loops} loops, each but the first went on in the last step of the one before."
+                    if self._loops > 1
+                    else ""
+                )
             )
         self._record(count - 1, blocks, keep)
         if planned is None:
@@ -183,8 +196,9 @@ class Schedule:
         if self._loop is not None:
             raise ScheduleError(
                 f"The time loop was left in step {count - 1}, counted from 0, before it came to its end (by break, return "
-                "or an exception), so that the schedule does not know what was stored of that step. Let the iterable end "
-                "instead, or clear the tape (tape.clear_tape()), enable the schedule again and record anew."
+                "or an exception, or because this stands in the loop), so that the schedule does not know what was stored "
+                "of that step. Let the iterable end first, a generator if need be; or clear the tape (tape.clear_tape()), "
+                "enable the schedule again and record anew."
             )
 
     def _planned(self) -> str:

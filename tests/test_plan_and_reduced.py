@@ -11,6 +11,7 @@ from pyadjoint_utils import (
     Control,
     ReducedFunction,
     ReducedFunctional,
+    StaleTapeError,
     annotate_tape,
     array,
     asarray,
@@ -358,6 +359,19 @@ def test_an_update_on_another_working_tape_reaches_the_variables_own(tape):
     with set_working_tape():
         other.update(toy(Q))
     assert float(rf(toy(P))) == pytest.approx(P**2 @ Q)
+
+
+@pytest.mark.parametrize("use", [lambda rf: rf.derivative(), lambda rf: rf(toy(P)), lambda rf: rf.hessian(toy(P))])
+def test_a_function_whose_tape_was_cleared_before_its_first_use(use):
+    a = toy(A)
+    rf = ReducedFunctional(total(cube(a)), Control(a))
+    get_working_tape().clear_tape()
+    with pytest.raises(StaleTapeError, match="the tape was cleared since"):
+        use(rf)
+    b = toy(B)
+    ReducedFunctional(total(cube(b)), Control(b)).derivative()
+    with pytest.raises(StaleTapeError, match="the tape was cleared since"):
+        use(rf)
 
 
 def test_a_cleared_tape_forgets():

@@ -450,6 +450,39 @@ def test_a_loop_left_early(tape, schedule):
     assert asnumpy(rf.derivative()).shape == (2,)
 
 
+def test_a_loop_in_a_loop(tape):
+    tape.enable_checkpointing(cs.Revolve(8, 2))
+
+    def nested():
+        for n in tape.timestepper(range(4)):
+            y = step(toy(A), toy(B))
+            for _ in tape.timestepper(range(2)) if n else ():
+                y = step(y, toy(B))
+
+    with pytest.raises(ScheduleError, match=r"another one is in step 1, .*do not nest: let the outer one alone"):
+        nested()
+
+
+@pytest.mark.parametrize(("planned", "fits"), [(8, False), (7, True)])
+def test_a_loop_after_a_loop_goes_on_in_its_last_step(tape, planned, fits):
+    tape.enable_checkpointing(cs.Revolve(planned, 2))
+    x = y = toy(A)
+    for _loop in range(2):
+        for _ in tape.timestepper(range(4)):
+            y = step(y, x)
+    rf = ReducedFunctional(total(y), Control(x))
+    if fits:
+        with set_working_tape():
+            x = y = toy(A)
+            for _ in range(8):
+                y = step(y, x)
+            expected = ReducedFunctional(total(y), Control(x)).derivative()
+        np.testing.assert_allclose(asnumpy(rf.derivative()), asnumpy(expected))
+    else:
+        with pytest.raises(ScheduleError, match=r"the tape has 7: .*Of 2 loops, each but the first went on in"):
+            rf.derivative()
+
+
 def test_a_loop_left_by_an_exception(tape):
     tape.enable_checkpointing(cs.TwoLevelCheckpointSchedule(3, 2))
     x = toy(A)
