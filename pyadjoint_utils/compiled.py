@@ -197,8 +197,8 @@ class CompiledFunction(ReducedFunction):
         return outputs
 
     def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
-        self._expect([bare(self._unit_seed())])
-        return super().value_and_derivative(values, inputs)
+        seeds = [bare(self._unit_seed())]
+        return self._expecting(seeds, lambda: super(CompiledFunction, self).value_and_derivative(values, inputs))
 
     @alone
     def jac_action(self, m_dot: Any) -> Any:
@@ -248,8 +248,7 @@ class CompiledFunction(ReducedFunction):
 
     def _adjoint(self, seeds: list[Any]) -> list[Any]:
         bare_seeds = [bare(seed) for seed in seeds]
-        self._expect(bare_seeds)
-        adjoints = self._current().adjoints(bare_seeds)
+        adjoints = self._expecting(bare_seeds, lambda: self._current().adjoints(bare_seeds))
         return self._cotangents(adjoints)
 
     def _cotangents(self, values: Sequence[Any]) -> list[Any]:
@@ -259,10 +258,16 @@ class CompiledFunction(ReducedFunction):
             for c, value in zip(self._controls, values, strict=True)
         ]
 
-    def _expect(self, seeds: list[Any]) -> None:
-        """Take note of the seed of a gradient: the next evaluation computes it together with the value."""
+    def _expecting(self, seeds: list[Any], compute: Callable[[], Any]) -> Any:
+        """Compute a gradient, and take note of its seed if that succeeds: later evaluations compute it with the value."""
+        before = self._expected
         if self._has_gradient and seeds[0] is not None:
             self._expected = seeds
+        try:
+            return compute()
+        except BaseException:
+            self._expected = before
+            raise
 
     def _hessian(self, directions: list[Any], seeds: list[Any], second: list[Any] | None = None) -> list[Any]:
         second = None if second is None else [bare(a) for a in second]
@@ -311,8 +316,9 @@ class CompiledFunctional(ReducedFunctional):
         return self._function.describe()
 
     def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
-        self._function._expect([bare(self._scaled(self._function._unit_seed()))])
-        return super().value_and_derivative(values, inputs)
+        function = self._function
+        seeds = [bare(self._scaled(function._unit_seed()))]
+        return function._expecting(seeds, lambda: super(CompiledFunctional, self).value_and_derivative(values, inputs))
 
 
 def _kind(like: Any) -> tuple[Engine, Aval] | None:

@@ -414,6 +414,24 @@ def test_what_a_derivative_needs_is_kept_of_the_evaluation(e, factor):
     assert verify(fast, array(Q * factor)).passed
 
 
+@pytest.mark.parametrize("engine", [None, "autograd"])
+def test_a_gradient_that_fails_leaves_evaluations_alone(e, engine):
+    jax = pytest.importorskip("jax")
+    double = e.overload(lambda x: jax.lax.while_loop(lambda s: s.sum() < 10.0, lambda s: s * 2.0, x))
+    x = array(e.own(np.ones(3)))
+    y = double(x * 1.0) * 1.0
+    if engine is not None:
+        y = overload(np_sin, engine)(y)
+    fast = ReducedFunctional((y * y).sum(), Control(x)).compile()
+    expected = np.sum((4.0 if engine is None else np.sin(4.0)) ** 2 * np.ones(3))
+    close(fast(np.ones(3)), expected)
+    for gradient in (lambda: fast.value_and_derivative(P), fast.derivative):
+        with pytest.raises(ValueError, match="Reverse-mode"):
+            gradient()
+        close(fast(np.ones(3)), expected)
+        close(fast.tlm(np.ones(3)), (2 * 16 if engine is None else 4 * np.sin(8.0)) * 3)
+
+
 def test_what_is_kept_of_an_evaluation_is_let_go_by_its_derivative(e):
     jax = pytest.importorskip("jax")
     size = 1000
