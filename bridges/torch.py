@@ -269,6 +269,9 @@ class TorchEngine(Engine):
     def zeros(self, aval: Aval, like: Any = None) -> Any:
         return torch.zeros(aval.shape, dtype=_torch_dtype(aval.dtype), device=None if like is None else like.device)
 
+    def beside(self, array: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return array if array.device == like.device else array.to(like.device)
+
     def outputs_of(self, f: Callable[[Arrays], Arrays], inputs: Sequence[Aval]) -> tuple[Aval, ...]:
         empty = [torch.empty(aval.shape, dtype=_torch_dtype(aval.dtype), device="meta") for aval in inputs]
         return tuple([self.aval(y) for y in f(tuple(empty))])

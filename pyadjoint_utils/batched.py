@@ -129,7 +129,7 @@ def _backward_twice(
         adjoint[i] = xb
     moving, arriving = [dx[i] for i in ins], [dyb[k] for k in outs]
     if any(value is not None for value in moving):
-        rows = _rows_or_zeros([*moving, *arriving], [*local.in_avals, *local.out_avals], rules.engine)
+        rows = _rows_or_zeros([*moving, *arriving], [*local.in_avals, *local.out_avals], rules.engine, x[0])
         for i, dxb in zip(ins, local.batched_hvp((*x, *seeds, *rows), c), strict=True):
             results[i] = dxb
     elif any(value is not None for value in arriving):  # without curvature it is an adjoint
@@ -137,10 +137,10 @@ def _backward_twice(
     return adjoint, results
 
 
-def _rows_or_zeros(values: Sequence[Any], avals: Sequence[Aval], engine: Engine) -> list[Any]:
+def _rows_or_zeros(values: Sequence[Any], avals: Sequence[Aval], engine: Engine, like: Any) -> list[Any]:
     size = next(count(value) for value in values if value is not None)
     return [
-        engine.zeros(Aval((size, *aval.shape), aval.dtype)) if value is None else _entered(value, aval, engine)
+        engine.zeros(Aval((size, *aval.shape), aval.dtype), like) if value is None else _entered(value, aval, engine)
         for value, aval in zip(values, avals, strict=True)
     ]
 

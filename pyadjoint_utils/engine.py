@@ -130,6 +130,10 @@ class Engine:
         """Return an array of zeros, on the device of an own array if one is given."""
         return self.enter(np.zeros(aval.shape, aval.dtype))
 
+    def beside(self, array: Any, like: Any) -> Any:
+        """Return an own array on the device of another own one; needed where the engine does not move them itself."""
+        return array
+
     def is_tracer(self, leaf: Any) -> bool:
         """Whether a leaf is a value of a transformation that is running (then an overloaded function just runs)."""
         return False
@@ -362,6 +366,7 @@ _owners: dict[type, Engine] = {}
 _strangers: set[type] = set()  # classes that are known to be no engine's
 _on_register: list[Callable[[Engine], None]] = []
 _registering = threading.RLock()
+_HOST = {1, 3}  # DLPack's numbers of the CPU's memory, the second of memory that an accelerator reads as well
 
 
 def register_engine(engine: Engine) -> Engine:
@@ -485,6 +490,12 @@ def _find_owner(value: Any) -> Engine | None:
 def tracing_engine(leaf: Any) -> Engine | None:
     """Return the loaded engine that has a transformation running which this leaf belongs to, or None."""
     return next((engine for engine in list(_loaded.values()) if engine.is_tracer(leaf)), None)
+
+
+def on_host(array: Any) -> bool:
+    """Whether an array is in the memory of the CPU, so that NumPy may read it where it is."""
+    device = getattr(array, "__dlpack_device__", None)
+    return device is None or device()[0] in _HOST
 
 
 def convert(value: Any, engine: Engine) -> Any:

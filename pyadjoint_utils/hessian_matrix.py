@@ -12,7 +12,7 @@ from pyadjoint_utils.blockwise import Pairs, pointwise_curvature
 from pyadjoint_utils.errors import ArgumentTypeError, NotDifferentiableError
 from pyadjoint_utils.memory import check_matrix
 from pyadjoint_utils.plan import Plan, aval_of
-from pyadjoint_utils.seeds import UnitSeeds, along, bytes_of, collected, held, in_parts
+from pyadjoint_utils.seeds import UnitSeeds, along, bytes_of, collected, held, in_parts, where_it_is
 from pyadjoint_utils.separation import check_points
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import bare
@@ -88,7 +88,7 @@ class Hessian:
 
         def run(part: slice) -> list[np.ndarray]:
             values = self._sweep(self.plan, {seeds.bv: seeds.rows(part)})
-            return collected(values, variables, part.stop - part.start)
+            return collected(values, variables, part.stop - part.start, where_it_is)
 
         found = in_parts(seeds.count, self._bytes, run) if ends else []
         for bv, block in zip(variables, found, strict=True):

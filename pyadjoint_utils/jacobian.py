@@ -14,7 +14,17 @@ from pyadjoint_utils.blockwise import Pairs, pointwise_pairs
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, NotDifferentiableError
 from pyadjoint_utils.memory import check_matrix
 from pyadjoint_utils.plan import Plan, aval_of
-from pyadjoint_utils.seeds import UnitSeeds, along, as_numpy, bytes_of, collected, held, in_engine, in_parts
+from pyadjoint_utils.seeds import (
+    UnitSeeds,
+    along,
+    as_numpy,
+    bytes_of,
+    collected,
+    held,
+    in_engine,
+    in_parts,
+    where_it_is,
+)
 from pyadjoint_utils.separation import check_points
 from pyadjoint_utils.values import ndarray
 
@@ -116,7 +126,7 @@ class Jacobian:
 
         def run(part: slice) -> list[np.ndarray]:
             values = sweep(self.plan, {seeds.bv: seeds.rows(part)})
-            return collected(values, list(ends.values()), part.stop - part.start)
+            return collected(values, list(ends.values()), part.stop - part.start, where_it_is)
 
         for pair, found in zip(ends, in_parts(seeds.count, self._bytes, run), strict=True):
             if seeds.points:

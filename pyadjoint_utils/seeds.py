@@ -8,11 +8,14 @@ import numpy as np
 
 from pyadjoint_utils import memory
 from pyadjoint_utils.batched import Directions
-from pyadjoint_utils.engine import Aval, get_engine, owner_of
+from pyadjoint_utils.engine import Aval, get_engine, on_host, owner_of
 from pyadjoint_utils.errors import ArgumentTypeError
 from pyadjoint_utils.plan import Plan, aval_of
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import bare, entered
+
+# What puts columns and rows together.
+_MOVES = ("getitem", "moveaxis", "reshape", "concatenate", "transpose")
 
 
 class UnitSeeds:
@@ -99,7 +102,7 @@ def along(sweep: Any, plan: Plan, given: dict[Any, np.ndarray], ends: Sequence[A
 
     def run(part: slice) -> list[np.ndarray]:
         values = sweep(plan, {bv: in_engine(d[part], bv) for bv, d in given.items()})
-        return collected(values, ends, part.stop - part.start)
+        return collected(values, ends, part.stop - part.start, as_numpy)
 
     count = len(next(iter(given.values())))
     return in_parts(count, size, run) if count else [np.zeros((0, *aval_of(bv).shape)) for bv in ends]
@@ -111,9 +114,9 @@ def bytes_of(variables: Iterable[Any]) -> int:
     return max(1, sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in avals))
 
 
-def collected(values: Directions, variables: Sequence[Any], count: int) -> list[np.ndarray]:
-    """What a sweep gave for some variables, as NumPy arrays; zeros where nothing arrived."""
-    return [as_numpy(values[bv]) if bv in values else np.zeros((count, *aval_of(bv).shape)) for bv in variables]
+def collected(values: Directions, variables: Sequence[Any], count: int, read: Callable[[Any], Any]) -> list[Any]:
+    """What a sweep gave for some variables, read as arrays; zeros where nothing arrived."""
+    return [read(values[bv]) if bv in values else np.zeros((count, *aval_of(bv).shape)) for bv in variables]
 
 
 def in_engine(rows: np.ndarray, bv: Any) -> Any:
@@ -125,7 +128,7 @@ def in_engine(rows: np.ndarray, bv: Any) -> Any:
         rows = rows.real
     if not isinstance(bv.output, ndarray):
         return rows
-    return entered(rows.astype(aval.dtype, copy=False), Aval(rows.shape, aval.dtype), bv.output._engine)
+    return _beside(entered(rows.astype(aval.dtype, copy=False), Aval(rows.shape, aval.dtype), bv.output._engine), bv)
 
 
 def as_numpy(value: Any) -> np.ndarray:
@@ -135,8 +138,26 @@ def as_numpy(value: Any) -> np.ndarray:
     return np.asarray(value) if engine is None else engine.to_numpy(value)
 
 
-def held(block: np.ndarray, bv: Any) -> ndarray:
-    """A matrix in the engine and dtype of a variable."""
+def where_it_is(value: Any) -> Any:
+    """An array as NumPy's, or in the memory of an accelerator as a value that stays there."""
+    value = bare(value)
+    engine = owner_of(value)
+    if engine is None or on_host(value) or any(engine.function(name) is None for name in _MOVES):
+        return as_numpy(value)
+    return ndarray(value, engine)
+
+
+def held(block: Any, bv: Any) -> ndarray:
+    """A matrix in the engine and dtype of a variable, on its device."""
     engine = bv.output._engine if isinstance(bv.output, ndarray) else get_engine("numpy")
     dtype = aval_of(bv).dtype
-    return ndarray(entered(np.asarray(block, dtype, order="C"), Aval(block.shape, dtype), engine), engine)
+    if not isinstance(block, ndarray):
+        block = np.asarray(block, dtype, order="C")
+    return ndarray(_beside(entered(block, Aval(block.shape, dtype), engine), bv), engine)
+
+
+def _beside(array: Any, bv: Any) -> Any:
+    """An array of a variable's engine, on its device."""
+    there = bare(bv.checkpoint)
+    engine = owner_of(array)
+    return array if engine is None or owner_of(there) is not engine else engine.beside(array, there)

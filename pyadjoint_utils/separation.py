@@ -9,13 +9,13 @@ from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.differences import precision
 from pyadjoint_utils.errors import ArgumentValueError, NotDifferentiableError
 from pyadjoint_utils.plan import Plan
-from pyadjoint_utils.seeds import UnitSeeds, along, per_point, probe_of
+from pyadjoint_utils.seeds import UnitSeeds, along, as_numpy, per_point, probe_of
 
 Linear = Callable[[np.ndarray], np.ndarray]
 
 
 def check_points(
-    plan: Plan, sweep: Any, seeds: UnitSeeds, end: Any, found: np.ndarray, dtypes: Sequence[np.dtype], size: int
+    plan: Plan, sweep: Any, seeds: UnitSeeds, end: Any, found: Any, dtypes: Sequence[np.dtype], size: int
 ) -> None:
     """Raise if blocks over points are no whole matrix of derivatives.
 
@@ -32,7 +32,7 @@ def check_points(
         ArgumentValueError: a function was declared pointwise and is not; it and its argument are named.
     """
     eps = max([precision(dtype) for dtype in dtypes])
-    if seeds.deviation(found) <= eps ** (2 / 3):
+    if seeds.deviation(as_numpy(found)) <= eps ** (2 / 3):
         return
     # That may be rounding, where a function subtracts large numbers: zeros tell for certain.
     if not separate(lambda rows: along(sweep, plan, {seeds.bv: rows}, [end], size)[0], seeds.aval.shape, eps):

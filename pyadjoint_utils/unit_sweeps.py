@@ -7,7 +7,7 @@ import numpy as np
 
 from pyadjoint_utils import batched
 from pyadjoint_utils.recording import RecordedSweep
-from pyadjoint_utils.seeds import UnitSeeds, bytes_of, collected, held, in_parts
+from pyadjoint_utils.seeds import UnitSeeds, as_numpy, bytes_of, collected, held, in_parts
 from pyadjoint_utils.sweeps import refuse, swept
 from pyadjoint_utils.traced import Traced
 from pyadjoint_utils.values import ndarray
@@ -99,7 +99,7 @@ def _along(program: Traced, sweep: Any, units: UnitSeeds, ends: Sequence[Any]) -
     plan = program.plan
 
     def run(part: slice) -> list[np.ndarray]:
-        return collected(sweep(plan, {units.bv: units.rows(part)}), ends, part.stop - part.start)
+        return collected(sweep(plan, {units.bv: units.rows(part)}), ends, part.stop - part.start, as_numpy)
 
     return in_parts(units.count, bytes_of({*plan.touched, *plan.controls, *plan.outputs}), run)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pyadjoint_utils import Control, ReducedFunctional, array, get_engine, overload, verify
+from pyadjoint_utils import Control, ReducedFunction, ReducedFunctional, array, get_engine, overload, verify
 
 pytestmark = pytest.mark.gpu
 POINT = np.array([0.3, -0.7, 1.1])
@@ -80,3 +80,20 @@ def test_a_chain_of_jax_and_pytorch_moves_nothing_to_the_host(monkeypatch):
         np.testing.assert_allclose(value.numpy(), np.sum(POINT**12))
         np.testing.assert_allclose(gradient.numpy(), 12 * POINT**11)
         np.testing.assert_allclose(action.numpy(), 132 * POINT**11)
+
+
+@pytest.mark.parametrize("make", [on_jax, on_torch, on_tensorflow])
+def test_matrices_stay_on_the_device(make):
+    bare, on_device = make()
+    x = array(bare)
+    y = overload(lambda x: x * x * x, x.engine)(x)
+    rf, J = ReducedFunction(y, Control(x)), ReducedFunctional((y * 2.0).sum(), Control(x))
+    for matrix, expected in ((rf.jac_matrix(), 3 * POINT**2), (J.hess_matrix(), 12 * POINT)):
+        assert on_device(matrix.value)
+        np.testing.assert_allclose(matrix.numpy(), np.diag(expected))
+    np.testing.assert_allclose(rf.jac_matrix(sparsity="detect").toarray(), np.diag(3 * POINT**2))
+    np.testing.assert_allclose(rf.jac_matrix(np.ones((3, 1))).numpy(), 3 * POINT[:, None] ** 2)
+    points = overload(lambda x: x * x, x.engine, pointwise=True)(x)
+    blocks = ReducedFunction(points, Control(x)).jac_matrix()
+    assert on_device(blocks.value)
+    np.testing.assert_allclose(blocks.numpy(), 2 * POINT)
