@@ -54,6 +54,8 @@ def jacfwd(
         check_inputs(call, holomorphic=holomorphic, forward=True)
         program = call.program()
         check_outputs(program, holomorphic=holomorphic, forward=True)
+        if holomorphic:
+            check_holomorphic(program, forward=True)
         return _handed(call, program, columns(program), has_aux)
 
     return jacobian

@@ -8,11 +8,11 @@ from pyadjoint import stop_annotating
 
 from pyadjoint_utils import trees
 from pyadjoint_utils.annotation import annotate_tape
-from pyadjoint_utils.errors import ArgumentValueError
+from pyadjoint_utils.errors import ArgumentValueError, NotDifferentiableError
 from pyadjoint_utils.leaves import array_of, input_of
 from pyadjoint_utils.rule_block import Values
 from pyadjoint_utils.traced import Traced
-from pyadjoint_utils.transformations import jvp, linear_adjoint, vjp
+from pyadjoint_utils.transformations import NotLinearError, jvp, linear_adjoint, vjp
 from pyadjoint_utils.values import ndarray
 
 _LEAF, _NOTHING = trees.flatten(0)[1], trees.flatten(None)[1]
@@ -193,10 +193,19 @@ class ForwardCall(RuledCall):
 
         zeros = [v._ad_init_zero() for v in x if v.aval.differentiable]
         if not self.owner.linear:
-            with stop_annotating():
-                linear_adjoint(push, *zeros)
+            self._check_linear(push, zeros)
             self.owner.linear = True
         return list(vjp(push, *zeros)[1](tuple(yb)))
+
+    def _check_linear(self, push: Callable[..., Any], zeros: Values) -> None:
+        try:
+            with stop_annotating():
+                linear_adjoint(push, *zeros)
+        except NotLinearError as error:
+            raise NotDifferentiableError(
+                f"{self.owner.name}: the tangent that its jvp returns must be linear in the tangents that it is given, and "
+                "it is not. Its transpose, which adjoints are, does not exist."
+            ) from error
 
 
 class ReverseCall(RuledCall):

@@ -79,17 +79,20 @@ def refuse() -> list[ndarray]:
     )
 
 
-def check_holomorphic(program: Traced) -> None:
-    """Raise if ``J^H`` is not linear over the complex numbers: then there is no complex derivative.
+def check_holomorphic(program: Traced, *, forward: bool = False) -> None:
+    """Raise if the derivative is not linear over the complex numbers: then there is no complex one.
 
-    Inputs and outputs are complex.
+    Args:
+        program: its inputs and outputs are complex.
+        forward: whether to look at tangents, and not at adjoints.
     """
+    sweep, likes = (tangents, program.ins) if forward else (adjoints, program.outs)
+    paths = [program.name] * len(likes)  # nothing is wrong with these
     rng = np.random.default_rng(0)
-    seeds = [rng.standard_normal(y.shape) + 1j * rng.standard_normal(y.shape) for y in program.outs]
+    seeds = [rng.standard_normal(y.shape) + 1j * rng.standard_normal(y.shape) for y in likes]
     with stop_annotating():
         along, turned = (
-            adjoints(program, Seeds([factor * w for w in seeds], program.outs, program.out_paths, program.name))
-            for factor in (1.0, 1.0j)
+            sweep(program, Seeds([factor * w for w in seeds], likes, paths, program.name)) for factor in (1.0, 1.0j)
         )
     for a, b in zip(along, turned, strict=True):
         size = float(np.max(np.abs(a.numpy()), initial=0.0))

@@ -25,6 +25,10 @@ from pyadjoint_utils.values import ndarray
 Function = Callable[..., Any]
 
 
+class NotLinearError(NotDifferentiableError):
+    """A program that was said to be linear is not."""
+
+
 def jvp(fun: Function, primals: Sequence[Any], tangents: Sequence[Any], has_aux: bool = False) -> tuple[Any, ...]:
     """Return the value of a program and its derivative in a direction.
 
@@ -161,7 +165,8 @@ def cvjp(fun: Function, *primals: Any, jidx: int | None = None) -> tuple[Any, Fu
 def linear_adjoint(fun: Function, *primals: Any) -> Function:
     """Return the conjugate transpose of a linear program.
 
-    The program is run once, at a random point, where it is also checked that it is linear.
+    The program is run once, at a random point, where it is also checked that it is linear. What is linear around every
+    point but not as a whole, such as ``abs(x)``, is not told apart there.
 
     Args:
         fun: a linear program of overloaded functions and NumPy operations.
@@ -220,7 +225,7 @@ def _check_linear(program: Traced) -> None:
     if abs(values[0] - values[1]) > eps**0.5 * size or any(
         np.any(np.asarray(getattr(y, "value", y))) for y in constant
     ):
-        raise NotDifferentiableError(
+        raise NotLinearError(
             "linear_adjoint takes a linear function, and this one is not: use vjp, which linearizes it at a point."
         )
 

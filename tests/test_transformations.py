@@ -666,6 +666,12 @@ MISUSE = {
         NotDifferentiableError,
         "abs, conj",
     ),
+    "not holomorphic, by columns": (lambda: jacfwd(np.conj, holomorphic=True)(Z), NotDifferentiableError, "abs, conj"),
+    "no second derivative": (
+        lambda: hessian(lambda z: np.conj((z**3).sum()), holomorphic=True)(Z),
+        NotDifferentiableError,
+        "abs, conj",
+    ),
     "no pair": (lambda: grad(cubes, has_aux=True)(X), ArgumentTypeError, "pair.*ndarray"),
     "a triple": (lambda: vjp(lambda x: (x, 1, 2), X, has_aux=True), ArgumentTypeError, "length 3"),
     "primals not listed": (lambda: jvp(np.sin, X, (H,)), ArgumentTypeError, "primals must be a tuple"),
