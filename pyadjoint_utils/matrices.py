@@ -5,11 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from pyadjoint import OverloadedType, get_working_tape
 
 from pyadjoint_utils import trees
+from pyadjoint_utils.annotation import annotate_tape
 from pyadjoint_utils.calls import Call, check_inputs, check_outputs
 from pyadjoint_utils.engine import Aval
+from pyadjoint_utils.errors import NotDifferentiableError
 from pyadjoint_utils.leaves import FLOAT0
+from pyadjoint_utils.program_tape import ProgramTape
 from pyadjoint_utils.recording import NotRecordableError
 from pyadjoint_utils.sweeps import check_holomorphic
 from pyadjoint_utils.traced import Traced
@@ -140,10 +144,14 @@ def hessian(
 
     @functools.wraps(fun, updated=())
     def second_derivatives(*args: Any, **kwargs: Any) -> Any:
+        found = None if holomorphic or _is_recorded(args) else _in_one_sweep(fun, args, kwargs, argnums, has_aux)
+        if found is not None:
+            return found[0]
         try:
             return composed(*args, **kwargs)
         except NotRecordableError:
-            return _direction_by_direction(fun, args, kwargs, argnums, has_aux)
+            call = Call(fun, args, kwargs, argnums, has_aux=has_aux, name="hessian")
+            return _direction_by_direction(call, call.program(), has_aux)
 
     return second_derivatives
 
@@ -173,10 +181,33 @@ def _zeros(y: Aval, x: Aval) -> Any:
     return ndarray(np.zeros(shape, y.dtype)) if x.differentiable else np.zeros(shape, FLOAT0)
 
 
-def _direction_by_direction(fun: Function, args: Any, kwargs: Any, argnums: int | Sequence[int], has_aux: bool) -> Any:
-    """The Hessian of a program with arithmetic of AdjFloats, whose derivatives end with the second one."""
+def _is_recorded(args: Sequence[Any]) -> bool:
+    """Whether a Hessian at these arguments is going to be recorded, as a derivative of a derivative can be."""
+    if not annotate_tape():
+        return False
+    return isinstance(get_working_tape(), ProgramTape) or any(
+        isinstance(leaf, OverloadedType) for leaf in trees.flatten(tuple(args))[0]
+    )
+
+
+def _in_one_sweep(
+    fun: Function, args: Any, kwargs: Any, argnums: int | Sequence[int], has_aux: bool
+) -> tuple[Any] | None:
+    """The Hessian of a program with one scalar result by a sweep for second adjoints; None if it has to be composed."""
     call = Call(fun, args, kwargs, argnums, has_aux=has_aux, name="hessian")
+    check_inputs(call, holomorphic=False, forward=True)
     program = call.program()
+    if program.involved or [aval.shape for aval in program.avals] != [()]:
+        return None
+    check_outputs(program, holomorphic=False)
+    try:
+        return (_direction_by_direction(call, program, has_aux),)
+    except NotDifferentiableError:
+        return None
+
+
+def _direction_by_direction(call: Call, program: Traced, has_aux: bool) -> Any:
+    """The Hessian by sweeps that nobody differentiates further, one for each entry of the result."""
     found = dict(zip(program.live, hessians(program), strict=True))
     result = trees.unflatten(
         program.structure,

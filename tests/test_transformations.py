@@ -509,6 +509,29 @@ def test_adjoints_of_linear_programs():
             linear_adjoint(wrong, X)
 
 
+def test_a_hessian_of_a_scalar_that_nobody_records_takes_one_run_of_the_program():
+    runs = []
+
+    def f(x, y):
+        runs.append(1)
+        return (np.sin(x) * y).sum(), {"y": y}
+
+    blocks, aux = hessian(f, argnums=(0, 1), has_aux=True)(X, H)
+    assert runs == [1]
+    close(aux["y"], H)
+    close(blocks[0][0].numpy(), np.diag(-np.sin(X) * H))
+    close(blocks[0][1].numpy(), np.diag(np.cos(X)))
+    close(blocks[1][0].numpy(), np.diag(np.cos(X)))
+    close(blocks[1][1].numpy(), np.zeros((3, 3)))
+
+
+def test_a_hessian_by_plain_numbers_is_recorded_where_the_program_captures_a_taped_value():
+    a = array(2.0)
+    J = ReducedFunctional(hessian(lambda x: (a * x**3).sum())(X).sum(), Control(a))
+    close(J(array(3.0)), 18 * X.sum())
+    close(J.derivative(), 6 * X.sum())
+
+
 # Complex numbers -------------------------------------------------------------------------------------------------------
 
 
