@@ -62,6 +62,7 @@ class Control(pyadjoint.Control):
         value = checked_value(self.control, value, "Control.update")
         tapes = self._tapes()
         super().update(value)
+        self.block_variable.updated = self.block_variable._checkpoint
         for tape in tapes:
             state_of(tape).update(self.block_variable)
 

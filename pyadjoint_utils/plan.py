@@ -11,6 +11,7 @@ from pyadjoint.tape import stop_annotating
 from pyadjoint_utils.annotation import claim
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.engine import Aval
+from pyadjoint_utils.errors import StaleTapeError
 from pyadjoint_utils.progress import watched
 from pyadjoint_utils.recorded import recorded_values
 from pyadjoint_utils.rule_block import RuleBlock
@@ -98,9 +99,19 @@ class Plan:
         )
 
     def claim(self) -> None:
-        """Raise if the way has Blocks or values that cannot be used in this thread now."""
+        """Raise if the way has Blocks or values that cannot be used in this thread now, or that other tapes have moved."""
         if self._theirs is not None:
             claim(self._theirs)
+        updates = state_of(self.tape).updates
+        fixed = [bv for bv, _ in self.boundary] if not updates else [*updates, *(bv for bv, _ in self.boundary)]
+        for bv in fixed:
+            value = getattr(bv, "updated", None)
+            if value is not None and updates.get(bv) is not value:
+                raise StaleTapeError(
+                    f"A value that Blocks of this tape use, {bv!s}, was given another one by Control.update while neither "
+                    "this tape was the working tape nor the Control was made on it. Update it once more with this tape as "
+                    "the working tape: with set_working_tape(tape): control.update(value)."
+                )
 
     def reset(self) -> None:
         """Tell foreign Blocks, and what other packages keep on the tape, that a new evaluation begins."""

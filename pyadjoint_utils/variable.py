@@ -26,6 +26,7 @@ class Variable(BlockVariable):
     Attributes:
         moved: whether the checkpoint was overwritten since the program ran.
         kept: the recorded value of a moved variable that no Block computes again.
+        updated: the value that :meth:`Control.update` gave to it last.
         thread: the number of the thread that records with it; an attribute of its own where that is not the first one.
     """
 
@@ -34,6 +35,7 @@ class Variable(BlockVariable):
     is_functional_dependency = False
     last_use = -1
     kept: Any = None
+    updated: Any = None
     thread = 0
     _aval: Aval | None = None
     _conversions: dict[str, tuple[Any, Any]] | None = None
@@ -144,6 +146,7 @@ class FloatVariable(BlockVariable):
 
     Attributes:
         number: what it was when it was recorded.
+        updated: the value that :meth:`Control.update` gave to it last.
     """
 
     floating_type = False
@@ -151,6 +154,7 @@ class FloatVariable(BlockVariable):
     is_control = False
     creation_timestep = -1
     last_use = -1
+    updated: Any = None
 
     def __init__(self, number: float) -> None:
         # Not upstream's initializer, which keeps the user's object.

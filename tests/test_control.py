@@ -118,6 +118,42 @@ def test_an_update_is_seen_on_every_tape_that_is_known_to_the_control(tape):
     np.testing.assert_allclose(asnumpy(here.derivative()), [8.0])
 
 
+@pytest.mark.parametrize("number", [False, True])
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_an_update_that_a_tape_did_not_notice_is_an_error_there(number, evaluated, tape):
+    def value(a):
+        return AdjFloat(a) if number else toy([a])
+
+    def functional(a, b):
+        return a * b if number else total(product(a, b))
+
+    a, b = value(2.0), value(3.0)
+    here = ReducedFunctional(functional(a, b), Control(a))
+    control = Control(b)
+    with set_working_tape() as second:
+        there = ReducedFunctional(functional(a, b), Control(a))
+        of_both = ReducedFunctional(functional(a, b), [Control(a), Control(b)])
+    if evaluated:
+        there(value(5.0))
+    with set_working_tape():
+        control.update(value(10.0))
+    assert float(here(value(1.0))) == 10.0
+    for action in (there.derivative, lambda: there(value(1.0)), lambda: there.hessian(value(1.0))):
+        with pytest.raises(StaleTapeError, match=r"Control\.update.*with set_working_tape\(tape\)"):
+            action()
+    assert float(of_both([value(1.0), value(4.0)])) == 4.0
+    with set_working_tape(second):
+        control.update(value(20.0))
+    for rf in (here, there):
+        assert float(rf(value(1.0))) == 20.0
+        assert float(rf.derivative() if number else asnumpy(rf.derivative())[0]) == 20.0
+    with set_working_tape():
+        control.update(value(30.0))
+    assert float(here(value(1.0))) == 30.0
+    with pytest.raises(StaleTapeError, match=r"Control\.update"):
+        there(value(1.0))
+
+
 def test_an_update_before_anything_is_recorded():
     a, b = toy([2.0]), toy([3.0])
     Control(b).update(toy([10.0]))
