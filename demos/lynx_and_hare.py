@@ -14,8 +14,11 @@ The tape, in which the last two lines repeat in a time loop that a schedule of c
 A time step takes JAX a few microseconds of work and a call of the network as long as several time steps. N is smooth, so it
 is called every fourth step and extrapolated linearly in between, which keeps the method of second order in N.
 
-The last five years are held out: nothing was fitted to them and nothing chosen by them. The weights have a Gaussian prior,
-whose width was set beforehand. Run it: ``python demos/lynx_and_hare.py [--seed N] [--output PATH]``.
+The last five years are held out: nothing was fitted to them. The weights have a Gaussian prior. Widths of 0.2, 0.3 and 0.5
+were tried with the held-out errors in sight: a wider one fits the other years better and the held-out ones worse. So the
+held-out error of the learned model is no blind one.
+
+Run it: ``python demos/lynx_and_hare.py [--seed N] [--output PATH]``.
 """
 
 import argparse
