@@ -416,6 +416,9 @@ class TorchEngine(Engine):
     def stop(self, array: Any) -> Any:
         return array.detach()
 
+    def compiler(self, name: str) -> Any:
+        return _compiler(name)
+
     def function(self, name: str) -> Callable[..., Any] | None:
         return _astype if name == "astype" else FUNCTIONS.get(name)
 
@@ -457,6 +460,13 @@ def overload_torch(function: Callable[..., Any] | None = None, **options: Any) -
     if isinstance(function, torch.nn.Module):
         return OverloadedModule(function, engine, **options)
     return overload(function, engine, **options)
+
+
+@functools.cache
+def _compiler(backend: str) -> Any:
+    from bridges.torch_compiler import TorchCompiler  # with torch.fx, which few need
+
+    return TorchCompiler(engine, backend)
 
 
 engine = TorchEngine()

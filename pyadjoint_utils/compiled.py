@@ -1,6 +1,6 @@
 """A reduced function whose evaluations run as compiled programs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pyadjoint import AdjFloat
@@ -142,25 +142,26 @@ class CompiledFunction(ReducedFunction):
         engines, memory, turns, budget: as for :meth:`ReducedFunction.compile`.
 
     Raises:
-        ArgumentValueError: there is no such way to keep less in memory.
+        ArgumentValueError: there is no such way to keep less in memory, or no such compiler.
     """
 
     def __init__(
         self,
         function: ReducedFunction,
         *,
-        engines: Sequence[str] = (),
+        engines: Sequence[str] | Mapping[str, str | None] = (),
         memory: str | None = None,
         turns: int = TURNS,
         budget: float = 60.0,
     ) -> None:
         if memory is not None and memory not in MEMORY:
             raise ArgumentValueError(f"memory must be one of {', '.join(map(repr, MEMORY))}; got {memory!r}.")
+        asked = _compilers(engines)
         self.__dict__.update(function.__dict__)
         self._start = list(function._last_point())
         self._point, self._updates = None, {}
         self._plans = dict(function._plans)
-        self._asked = [get_engine(name) for name in engines]
+        self._asked = asked
         self._memory, self._turns, self._budget = memory, turns, Budget(budget)
         self._policies: dict[Any, Policy] = {}
         self._standing: Standing | None = None
@@ -233,7 +234,7 @@ class CompiledFunction(ReducedFunction):
     def _policy(self, plan: Plan) -> Policy:
         program, memory = Program(plan), Memory.chosen(self._memory, plan.schedule)
         engines = dict.fromkeys(step.engine for step in program.steps if step.engine is not None)
-        merging = [engine for engine in engines if engine.merges or engine in self._asked]
+        merging = {engine: self._asked.get(engine) for engine in engines if engine.merges or engine in self._asked}
         return Policy(program, merging, memory=memory, turns=self._turns, budget=self._budget)
 
     def _current(self) -> Standing:
@@ -331,6 +332,13 @@ def _all_fit(values: Sequence[Any], known: Sequence[tuple[Engine, Aval] | None])
         if kind is None or type(value) is not ndarray or value._engine is not kind[0] or value.aval != kind[1]:
             return False
     return True
+
+
+def _compilers(engines: Sequence[str] | Mapping[str, str | None]) -> dict[Engine, Any]:
+    """The engines that were asked for, each with what compiles its programs, None for the engine itself."""
+    asked = engines if isinstance(engines, Mapping) else dict.fromkeys(engines)
+    found = [(get_engine(name), compiler) for name, compiler in asked.items()]
+    return {engine: None if compiler is None else engine.compiler(compiler) for engine, compiler in found}
 
 
 def _wrapped(like: Any, value: Any) -> Any:

@@ -56,6 +56,10 @@ def _steps(program: MergedProgram) -> Iterator[str]:
                 f"  {k}. {rules.engine.name}: {step.name} ({rules.fused.blocks} Blocks, {rules.work.operations} "
                 f"operations to compile, {rules.built} maps compiled)"
             )
+            for reason, count in Counter(rules.reasons).items():
+                yield (
+                    f"     not compiled: {count} maps, {reason}" if count > 1 else f"     not compiled: a map, {reason}"
+                )
         else:
             yield f"  {k}. {'tape' if step.engine is None else step.engine.name}: {step.name} (a Block by itself)"
 

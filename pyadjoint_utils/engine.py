@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optree
 
-from pyadjoint_utils.errors import ArgumentTypeError, MissingEngineError, NotDifferentiableError
+from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, MissingEngineError, NotDifferentiableError
 
 Arrays = tuple[Any, ...]
 Map = Callable[[Arrays, Arrays], Arrays]
@@ -51,6 +51,10 @@ class Work(NamedTuple):
 
     operations: int
     shifts: int
+
+
+class CannotCompile(Exception):
+    """A compiler cannot take a map, which runs as it is then; the text says why."""
 
 
 class Engine:
@@ -308,6 +312,19 @@ class Engine:
     def outputs_of(self, f: Callable[[Arrays], Arrays], inputs: Sequence[Aval]) -> tuple[Aval, ...]:
         """Return shapes and dtypes of what a function returns; an engine that need not run it for that overrides this."""
         return tuple([self.aval(y) for y in f(tuple([self.zeros(aval) for aval in inputs]))])
+
+    def compiler(self, name: str) -> Any:
+        """Return what builds programs in this engine's place where the user asks for it by name.
+
+        Returns:
+            An object with :meth:`build`, which may raise :class:`CannotCompile`, and :meth:`seconds`.
+
+        Raises:
+            ArgumentValueError: there is none of this name.
+        """
+        raise ArgumentValueError(
+            f"The engine {self.name!r} has no compilers to choose from; got {name!r}. Write engines=[{self.name!r}]."
+        )
 
     def work(self, f: Callable[[Arrays], Arrays], inputs: Sequence[Aval]) -> Work:
         """Return what a function does in one run, for an estimate of how long compiling takes."""

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -29,14 +29,14 @@ class Merging:
 
     Args:
         program: the program.
-        engines: the engines that merge Blocks.
+        engines: the engines that merge Blocks, each with what compiles their programs, None for the engine itself.
         memory: what loops keep for the derivative.
         turns: the least number of repetitions that makes a loop.
     """
 
-    def __init__(self, program: Program, engines: Sequence[Engine], *, memory: str, turns: int) -> None:
-        self.program = program
-        self._grouping = Grouping(program, engines)
+    def __init__(self, program: Program, engines: Mapping[Engine, Any], *, memory: str, turns: int) -> None:
+        self.program, self._compilers = program, engines
+        self._grouping = Grouping(program, list(engines))
         self.memory, self._turns = memory, turns
         self._fresh = itertools.count(len(program.avals))
         self._varied = _varied(program)
@@ -104,8 +104,12 @@ class Merging:
         kept = [slot for slot in taken if slot in constants.arrays]
         active = [i for i, slot in enumerate(inputs) if slot in self._varied]
         avals = [*[self._aval(slot) for slot in inputs], *[constants.aval(slot) for slot in kept]]
+        values = tuple([constants.array(slot) for slot in kept])
+        compiler = self._compilers[engine]
+        # A compiler takes numbers that are no arrays for a part of the program.
+        numbers = [(type(v), v) for v in values if type(v) not in engine.array_types] if compiler else []
         rules = _segment_rules(
-            engine,
+            (engine, compiler, *numbers),
             Fused(calls, [*inputs, *kept], outputs),
             tuple(avals),
             len(inputs),
@@ -113,7 +117,7 @@ class Merging:
             tuple([self._aval(slot) for slot in outputs]),
         )
         differentiable = [k for k, slot in enumerate(outputs) if slot in self._varied]
-        return Segment(rules, inputs, outputs, tuple([constants.array(slot) for slot in kept]), differentiable)
+        return Segment(rules, inputs, outputs, values, differentiable)
 
     def _aval(self, slot: int) -> Aval:
         aval = self.program.avals[slot]
@@ -168,15 +172,15 @@ def _places(calls: Sequence[Any]) -> set[int]:
     return {k for k in range(len(calls)) if k not in inside or (k - first) % period == 0}
 
 
-def _segment_rules(engine: Engine, fused: Fused, *signature: Any) -> SegmentRules:
+def _segment_rules(how: tuple[Any, ...], fused: Fused, *signature: Any) -> SegmentRules:
     """The rules of a fused function, prepared once for the same functions in the same places."""
     # They are kept where they live as long as the functions do; arithmetic lives for ever.
     members = [call.rules for call in fused.members()]
     holder = next((rules for rules in members if not rules.lasting), members[0])
-    key = (engine, fused.key, *signature)
+    key = (how, fused.key, *signature)
     rules = holder.programs.get(key)
     if rules is None:
-        rules = holder.programs[key] = SegmentRules(engine, fused, *signature)
+        rules = holder.programs[key] = SegmentRules(how[0], fused, *signature, compiler=how[1])
     return rules
 
 

@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pyadjoint_utils.engine import Engine
 from pyadjoint_utils.merged import MergedProgram
@@ -51,14 +51,14 @@ class Policy:
 
     Args:
         program: the program of single Blocks.
-        engines: the engines that merge Blocks.
+        engines: the engines that merge Blocks, each with what compiles their programs, None for the engine itself.
         memory: what loops keep for the derivative.
         turns: the least number of repetitions that makes a loop.
         budget: how long compiling may take.
     """
 
     def __init__(
-        self, program: Program, engines: Sequence[Engine], *, memory: Memory, turns: int, budget: Budget
+        self, program: Program, engines: Mapping[Engine, Any], *, memory: Memory, turns: int, budget: Budget
     ) -> None:
         self.program, self.memory, self.budget = program, memory, budget
         self.merging = Merging(program, engines, memory=memory.kept, turns=turns)
@@ -104,4 +104,4 @@ class Policy:
 def _seconds(steps: Sequence[Step], order: int) -> list[float]:
     """About how long it takes to compile each program that occurs."""
     rules = {step.compiled for step in steps if isinstance(step, Segment)}
-    return [r.engine.seconds(r.work, order) for r in rules]
+    return [r.seconds(order) for r in rules]

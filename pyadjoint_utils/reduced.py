@@ -335,17 +335,19 @@ class ReducedFunction(AbstractReducedFunctional):
 
         Args:
             **options: ``engines``, names of engines whose Blocks are merged although these compile nothing (PyTorch,
-                autograd); ``memory``, what a loop keeps for its derivative: ``"all"`` that happens in it, the state at
-                every ``"step"``, or at ``"sqrt"`` of their number, from which the rest is computed again; the default is
-                ``"all"``, on a tape with a schedule what comes nearest to that;
-                ``turns=16``, the least number of repetitions that makes a loop; ``budget=60.0``, about how many
-                seconds compiling may take: what would take longer runs in smaller programs, or Block by Block.
+                autograd), or a dict from such names to a compiler, ``{"torch": "inductor"}``; ``memory``, what a loop
+                keeps for its derivative: ``"all"`` that happens in it, the state at every ``"step"``, or at ``"sqrt"`` of
+                their number, from which the rest is computed again; the default is ``"all"``, on a tape with a schedule
+                what comes nearest to that; ``turns=16``, the least number of repetitions that makes a loop;
+                ``budget=60.0``, about how many seconds compiling may take: what would take longer runs in smaller
+                programs, or Block by Block.
 
         Returns:
             A :class:`CompiledFunction`: the same methods, and ``describe()``.
 
         Raises:
-            ArgumentValueError: there is no such way to keep less in memory.
+            ArgumentValueError: there is no such way to keep less in memory, or no such compiler.
+            UnsupportedError: at the first call, if the compiler that was asked for fails.
 
         Example:
             >>> import jax.numpy as jnp

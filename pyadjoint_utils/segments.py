@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, Work, convert
+from pyadjoint_utils.engine import Arrays, Aval, CannotCompile, Engine, Map, Work, convert
 from pyadjoint_utils.fused import Fused
 from pyadjoint_utils.program import Step
 from pyadjoint_utils.rules import Rules
@@ -45,6 +45,7 @@ class SegmentRules(Rules):
         dependencies: how many of them are values that vary; the others are constants.
         active: positions of those that pass a derivative.
         outputs: shape and dtype of every result.
+        compiler: what builds programs, the engine itself if nothing else was asked for.
     """
 
     def __init__(
@@ -55,11 +56,15 @@ class SegmentRules(Rules):
         dependencies: int,
         active: Sequence[int],
         outputs: Sequence[Aval],
+        *,
+        compiler: Any = None,
     ) -> None:
         super().__init__(engine, fused.function(engine), inputs, dependencies, active, name="segment")
         self.fused, self.outputs = fused, tuple(outputs)
         self.budget = Budget(math.inf)  # of whoever uses it
         self.built = 0  # how many maps have been compiled
+        self.reasons: list[str] = []  # why others run as they are
+        self._compiler = compiler or engine
         inner = [aval for call in fused.members() for aval in (*call.rules.inputs, *call.rules.outputs)]
         self._avals = tuple({*inputs, *outputs, *inner})
 
@@ -77,12 +82,25 @@ class SegmentRules(Rules):
                 if self.budget.left <= 0:
                     raise OverBudget
                 start = time.perf_counter()
-                program = self.engine.build(f, x, c, self._avals, self.work)
+                program = self._built(f, x, c)
                 self.budget.spent += time.perf_counter() - start
-                self.built += 1
             return program(x, c)
 
         return call
+
+    def _built(self, f: Map, x: Arrays, c: Arrays) -> Map:
+        try:
+            program: Map = self._compiler.build(f, x, c, self._avals, self.work)
+        except CannotCompile as reason:
+            self.reasons.append(str(reason))
+            return self.engine.build(f, x, c, self._avals, self.work)
+        self.built += 1
+        return program
+
+    def seconds(self, order: int) -> float:
+        """Return about how long compiling takes."""
+        seconds: float = self._compiler.seconds(self.work, order)
+        return seconds
 
 
 class Segment(Step):

@@ -84,6 +84,19 @@ def close(found, expected):
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(programs(), st.integers(0, 3), st.sampled_from(["all", "step", "sqrt"]))
 def test_random_programs(program, seed, memory):
+    compare(program, seed, memory=memory)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("torch" not in ENGINES, reason="PyTorch is not installed")
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(programs(), st.integers(0, 3))
+def test_random_programs_with_compiled_torch(program, seed):
+    compare(program, seed, engines={"torch": "eager", "autograd": None}, budget=1e6)
+
+
+def compare(program, seed, **options):
+    """Everything that a compiled program gives, with what it gives Block by Block."""
     rng = np.random.default_rng(seed)
 
     def some():
@@ -94,7 +107,7 @@ def test_random_programs(program, seed, memory):
         controls = [array(engines.namespace("jax").own(x)), array(y), a]
         outputs = run(program, *controls)
         slow = ReducedFunction(outputs, [Control(c) for c in controls], tape)
-    fast = slow.compile(memory=memory)
+    fast = slow.compile(**options)
     for _ in range(2):
         m, h = some(), some()
         values = slow(m)
