@@ -60,6 +60,18 @@ def test_scenarios(engine, scenario):
     assert case.rf._current().policy.at(1).whole
 
 
+@all_engines
+def test_an_argument_that_passes_no_derivative(engine):
+    e = engines.namespace(engine)
+    f = e.overload(lambda x, y: x * x * y, argnums=0)
+    a = array(e.own(A))
+    fast = ReducedFunctional(f(a, a * 2.0).sum(), Control(a)).compile(engines=[engine])
+    close(fast(P), np.sum(2 * P**3))
+    close(fast.derivative(), 4 * P * P)
+    close(fast.tlm(Q), np.sum(4 * P * P * Q))
+    assert fast._function._current().policy.at(1).whole
+
+
 # What a compiled function is to its callers, with one engine ------------------------------------------------------------
 
 A, B, P, Q = (np.random.default_rng(k).uniform(0.2, 1.0, 3) for k in range(4))

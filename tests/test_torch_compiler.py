@@ -143,7 +143,7 @@ def test_writing_to_a_copy_and_a_captured_tensor():
 
 def test_names_that_no_compiler_has():
     slow = functional(sine, sine)
-    with pytest.raises(ArgumentValueError, match="no backend 'fast'; it has .*'inductor'"):
+    with pytest.raises(ArgumentValueError, match=r"no backend 'fast'; it has .*'inductor'"):
         slow.compile(engines={"torch": "fast"})
     with pytest.raises(ArgumentValueError, match="'autograd' has no compilers"):
         slow.compile(engines={"autograd": "inductor"})
