@@ -11,6 +11,8 @@ from pyadjoint_utils.points import UNKNOWN, Points
 
 PullBack = Callable[[Sequence[Any]], list[Any]]
 
+_NO_DTYPE = object()  # NumPy takes None for float64
+
 
 class Rules:
     """A flat function of an engine, and what is derived from it, prepared at the first use and kept.
@@ -52,6 +54,7 @@ class Rules:
         self.named: NamedCall | None = None  # if other engines have the same function
         self.lasting = lasting
         self.programs: dict[Any, Any] = {}  # programs that this function is a part of
+        self._dtypes: list[Any] | None = None  # of the outputs of a run that was checked
         self._local: dict[tuple[tuple[int, ...], tuple[int, ...]], LocalRules] = {}
 
     @cached_property
@@ -68,12 +71,17 @@ class Rules:
         """Raise if an eager function returned other dtypes than before: what is differentiable would be wrong."""
         if self.compiled and self.engine.traces:
             return
+        # In the engine's own terms, where its arrays have a dtype: NumPy's would have to be looked up.
+        dtypes = [getattr(y, "dtype", _NO_DTYPE) for y in outputs]
+        if dtypes == self._dtypes:
+            return
         for k, (y, known) in enumerate(zip(outputs, self.outputs, strict=True)):
             if (found := self.engine.aval(y)).dtype != known.dtype:
                 raise NotDifferentiableError(
                     f"{self.name}: output {k} is {found} now and was {known} before, for arguments of the same shapes and "
                     "dtypes. Return the same dtype on every path, for example 0.0 * x.sum() for 0."
                 )
+        self._dtypes = None if any(d is _NO_DTYPE for d in dtypes) else dtypes
 
     def prepare(self, f: Map, *, derivative: bool = True) -> Map:
         """Return a map of this function's arrays ready for repeated calls, compiled if this function is."""
