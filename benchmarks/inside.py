@@ -9,7 +9,7 @@ from benchmarks.timing import Timing, timed
 from pyadjoint_utils import Control, MissingEngineError, ReducedFunctional, Tape, array, overload, set_working_tape
 
 LENGTH = 10
-REPEATS = 100
+TURNS, REPEATS = 10, 150  # short runs, which others on the machine disturb less often
 ROWS = ("value", "gradient", "Hessian action")
 
 
@@ -56,15 +56,16 @@ def in_jax(rf: ReducedFunctional, *, jit: bool) -> list[Timing]:
 
 
 def jax_floor(*, jit: bool) -> list[Timing]:
-    """Time a callback that returns constants, in the way that JAX documents, or eagerly one that is not even called."""
+    """Time a function of JAX that does nothing: a callback, in the way that JAX documents, or eagerly bare primitives."""
     import jax
-    import jax.numpy as jnp
 
+    return _jax(_callbacks(jax) if jit else _primitives(jax), jax.jit if jit else lambda f: f)
+
+
+def _callbacks(jax: Any) -> Callable[[Any], Any]:
     one, ones = np.ones(()), np.ones(LENGTH)
 
     def called(result: np.ndarray, *x: Any) -> Any:
-        if not jit:
-            return jnp.asarray(result)
         return jax.pure_callback(lambda *_: result, jax.ShapeDtypeStruct(result.shape, result.dtype), *x)
 
     def linear(result: np.ndarray) -> Any:
@@ -75,7 +76,33 @@ def jax_floor(*, jit: bool) -> list[Timing]:
     value, adjoint = linear(one), linear(ones)
     f = jax.custom_vjp(value)
     f.defvjp(lambda x: (value(x), x), lambda x, yb: (adjoint(x),))
-    return _jax(f, jax.jit if jit else lambda f: f)
+    return f
+
+
+def _primitives(jax: Any) -> Callable[[Any], Any]:
+    """A value, its tangent, its adjoint and the adjoint's tangent, which return constants and have the leanest rules."""
+    from jax._src.interpreters.ad import primitive_linearizations
+    from jax.extend.core import Primitive
+    from jax.interpreters import ad
+
+    def primitive(name: str, result: np.ndarray) -> Any:
+        p = Primitive(name)
+        constant, aval = jax.numpy.asarray(result), jax.core.ShapedArray(result.shape, result.dtype)
+        p.def_impl(lambda *_: constant)
+        p.def_abstract_eval(lambda *_: aval)
+        return p
+
+    with jax.enable_x64(True):
+        value, tangent = primitive("value", np.ones(())), primitive("tangent", np.ones(()))
+        adjoint, second = primitive("adjoint", np.ones(LENGTH)), primitive("second", np.ones(LENGTH))
+    for p, derivative in ((value, tangent), (adjoint, second)):
+        ad.primitive_jvps[p] = lambda x, dx, p=p, d=derivative: (
+            p.bind(*x),
+            d.bind(*x, *map(ad.instantiate_zeros, dx)),
+        )
+    primitive_linearizations[value] = lambda _, __, x: (value.bind(x), True, x, lambda x, dx: tangent.bind(x, dx))
+    ad.primitive_transposes[tangent] = lambda yb, x, dx: [None, adjoint.bind(x, yb)]
+    return value.bind
 
 
 def _jax(f: Callable[[Any], Any], prepared: Callable[..., Any]) -> list[Timing]:
@@ -191,50 +218,61 @@ def _tensorflow(f: Callable[[Any], Any]) -> list[Timing]:
 
 def _timed(run: Callable[[], Any]) -> Timing:
     def several() -> None:
-        for _ in range(REPEATS):
+        for _ in range(TURNS):
             run()
 
-    return timed(several, REPEATS)
+    several()
+    return timed(several, TURNS, REPEATS)
 
 
-def _print(title: str, timings: list[Timing], base: list[Timing] | None = None) -> None:
-    above = [""] * len(timings)
-    if base is not None:
-        above = [f"{a.minimum - b.minimum:7.0f}" for a, b in zip(timings, base, strict=True)]
-    print(f"{title:<34}" + "".join(f"{t}{extra:>8}   " for t, extra in zip(timings, above, strict=True)))
+def _print(title: str, timings: list[Timing], base: list[Timing] | None, floor: list[Timing] | None) -> None:
+    nothing = [0.0] * len(timings) if floor is None else [t.minimum for t in floor]
+    cells = []
+    for t, below, wrapper in zip(timings, base or timings, nothing, strict=True):
+        above = "" if base is None else f"{t.minimum - below.minimum:8.0f} {t.minimum / (below.minimum + wrapper):6.2f}"
+        cells.append(f"{t}{above:<18}")
+    print(f"{title:<34}" + "".join(cells))
 
 
 def main() -> None:
     """Print the table of all installed engines."""
-    print("a tape inside an engine, microseconds per call: minimum, median, and minimum above the reduced functional\n")
-    print(f"{'':<34}" + "".join(f"{row:<28}" for row in ROWS))
-    _report("JAX, nothing, pure_callback in jit", lambda: (jax_floor(jit=True), None))
-    _report("JAX, nothing, eager", lambda: (jax_floor(jit=False), None))
-    _report("PyTorch, nothing", lambda: (torch_floor(), None))
-    _report("TensorFlow, nothing", lambda: (tensorflow_floor(), None))
+    print(
+        "a tape inside an engine, microseconds per call: minimum, median, minimum above the reduced functional, and\n"
+        "minimum divided by that of the reduced functional and of the engine's wrapper of nothing together\n"
+    )
+    print(f"{'':<34}" + "".join(f"{row:<35}" for row in ROWS))
+    floors = {
+        "JAX, jit": _report("JAX, nothing, pure_callback in jit", lambda: (jax_floor(jit=True), None)),
+        "JAX, eager": _report("JAX, nothing, eager", lambda: (jax_floor(jit=False), None)),
+        "PyTorch": _report("PyTorch, nothing", lambda: (torch_floor(), None)),
+        "TensorFlow": _report("TensorFlow, nothing", lambda: (tensorflow_floor(), None)),
+        "autograd": None,
+    }
+    calls = {
+        "JAX, jit": lambda rf: in_jax(rf, jit=True),
+        "JAX, eager": lambda rf: in_jax(rf, jit=False),
+        "PyTorch": in_torch,
+        "TensorFlow": in_tensorflow,
+        "autograd": in_autograd,
+    }
     for engine in ("autograd", "torch", "jax", "mixed"):
         _report(f"{engine}, reduced functional", lambda engine=engine: (direct(tape(engine)), None))
-        for title, call in (
-            ("in JAX, jit", lambda rf: in_jax(rf, jit=True)),
-            ("in JAX, eager", lambda rf: in_jax(rf, jit=False)),
-            ("in PyTorch", in_torch),
-            ("in TensorFlow", in_tensorflow),
-            ("in autograd", in_autograd),
-        ):
-            _report(f"{engine}, {title}", lambda engine=engine, call=call: _both(tape(engine), call))
+        for title, call in calls.items():
+            _report(f"{engine}, in {title}", lambda e=engine, call=call: _both(tape(e), call), floors[title])
 
 
 def _both(rf: ReducedFunctional, call: Callable[[ReducedFunctional], list[Timing]]) -> Any:
     return call(rf), direct(rf)
 
 
-def _report(title: str, measure: Callable[[], Any]) -> None:
+def _report(title: str, measure: Callable[[], Any], floor: list[Timing] | None = None) -> list[Timing] | None:
     try:
         timings, base = measure()
     except (ImportError, MissingEngineError) as error:
         print(f"{title:<34}skipped: {error}")
-        return
-    _print(title, timings, base)
+        return None
+    _print(title, timings, base, floor)
+    return timings
 
 
 if __name__ == "__main__":

@@ -384,20 +384,25 @@ def test_a_function_that_an_engine_cannot_batch_goes_one_by_one():
 LARGE = """
 import sys, numpy as np, jax, jax.numpy as jnp
 jax.config.update("jax_enable_x64", True)
-from pyadjoint_utils import Control, ReducedFunction, array, as_jax, overload_jax, overload_numpy
+from pyadjoint_utils import Control, ReducedFunction, ReducedFunctional, array, as_jax, overload_jax, overload_numpy
 n = 100_000
 x = array(jnp.linspace(0.1, 1.0, n))
 inner = jax.jit(lambda y: jnp.cumsum(jnp.sort(jnp.sin(y))))
 pull = jax.jit(lambda y, yb: jax.vjp(inner, y)[1](yb)[0])
 y = overload_jax(lambda x: jnp.sin(x) * x)(x)
-# JAX where a compiled program waits for it.
+# JAX where a compiled program waits for it, also compiled from a tape.
+w = array(jnp.linspace(0.1, 1.0, n))
+half = ReducedFunctional(overload_jax(lambda w: jnp.sum(jnp.sort(jnp.cos(w))))(np.exp(w)), Control(w)).compile()
+slope = lambda p, b: b * half.value_and_derivative(array(p[0]))[1].numpy()
+level = overload_numpy(lambda y: half(array(y)).item(), vjp=slope)
 z = overload_numpy(lambda y: np.asarray(inner(y)), vjp=lambda p, zb: np.asarray(pull(p[0], zb)))(np.exp(-y))
-f = as_jax(ReducedFunction(overload_jax(lambda z: jnp.mean(jnp.sort(z)))(z), Control(x)))
+f = as_jax(ReducedFunction(overload_jax(lambda z: jnp.mean(jnp.sort(z)))(z) + level(y) / n, Control(x)))
 g, v = jax.jit(jax.value_and_grad(f)), jnp.linspace(0.0, 1.0, n)
 for _ in range(4):  # nothing is waited for in between
     value, d = g(v)
     v = v - jnp.tanh(d)
-native = lambda x: jnp.mean(jnp.sort(inner(jnp.exp(-jnp.sin(x) * x))))
+own = lambda y: jnp.mean(jnp.sort(inner(jnp.exp(-y)))) + jnp.sum(jnp.sort(jnp.cos(jnp.exp(y)))) / n
+native = lambda x: own(jnp.sin(x) * x)
 w = jnp.linspace(0.0, 1.0, n)
 for _ in range(4):
     wanted, d = jax.value_and_grad(native)(w)
@@ -522,7 +527,17 @@ def test_an_error_inside_a_compiled_program_is_told_with_its_cause():
         jax.block_until_ready(g(-np.ones(4)))
     assert "solve then sum failed in a JAX program" in str(caught.value)
     assert "ZeroDivisionError: the diagonal is zero" in str(caught.value)
-    close(g(np.ones(4)), 4.0)
+    for _ in range(2):
+        close(g(np.ones(4)), 4.0)
+    # Once a program is warm, XLA's own code raises.
+    with pytest.raises(
+        (ValueError, jax.errors.JaxRuntimeError), match=r"OutOfRange: x\[0\] must be positive"
+    ) as caught:
+        jax.block_until_ready(g(-np.ones(4)))
+    assert "ZeroDivisionError: the diagonal is zero" in str(caught.value)
+    close(jax.jit(jax.vmap(jax.grad(failing())))(np.ones((2, 4))), np.full((2, 4), 0.5))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="OutOfRange"):
+        jax.block_until_ready(jax.jit(jax.vmap(jax.grad(failing())))(-np.ones((2, 4))))
 
 
 def test_an_output_without_a_derivative_is_refused():
