@@ -9,7 +9,7 @@ from benchmarks.timing import Timing, timed
 from pyadjoint_utils import Control, MissingEngineError, ReducedFunctional, Tape, array, overload, set_working_tape
 
 LENGTH = 10
-TURNS, REPEATS = 10, 150  # short runs, which others on the machine disturb less often
+TURNS, REPEATS = 3, 400  # short runs, which others on the machine disturb less often
 ROWS = ("value", "gradient", "Hessian action")
 
 
