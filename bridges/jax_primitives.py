@@ -255,7 +255,7 @@ def _transpose(cotangents: Sequence[Any], *x: Any, target: LinearMap, narrow: bo
 
 
 def _conj(value: Any) -> Any:
-    return jnp.conj(value) if value.dtype.kind == "c" else value
+    return jnp.conj(value) if jnp.iscomplexobj(value) else value  # a number, too
 
 
 ad.primitive_transposes[linear_p] = _transpose
