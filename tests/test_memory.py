@@ -4,6 +4,7 @@ import gc
 import tracemalloc
 import weakref
 
+import engines
 import numpy as np
 import pytest
 from checkpoint_schedules import MultistageCheckpointSchedule
@@ -132,6 +133,49 @@ def test_a_tape_under_a_schedule_holds_its_snapshots_and_three_states(monkeypatc
     assert peak(rf.derivative) <= snapshots + 4
     assert peak(lambda: rf.hessian(m)) <= 2 * (snapshots + 4)
     assert Watch.count() - already == 2
+
+
+@pytest.mark.parametrize("name", engines.NAMES)
+def test_snapshots_and_three_states_of_every_engine(name, monkeypatch):
+    e = engines.namespace(name)
+    steps, snapshots, size = 60, 5, 50_000
+    move, square = e.overload(lambda y: y - 0.1 * e.sin(y) * y), e.overload(lambda y: e.sum(y * y))
+    cls = type(e.own(np.zeros(1)))
+
+    def count():
+        if cls is np.ndarray:  # which the garbage collector does not know
+            return tracemalloc.get_traced_memory()[0] // (8 * size)
+        return sum(type(item) is cls and tuple(item.shape) == (size,) for item in gc.get_objects())
+
+    def program(schedule):
+        with set_working_tape(Tape()) as tape:
+            if schedule is not None:
+                tape.enable_checkpointing(schedule)
+                tape.progress_bar = Watch
+            x = y = array(e.own(np.linspace(0.0, 1.0, size)))
+            for _ in tape.timestepper(range(steps)):
+                y = move(y)
+            return ReducedFunctional(square(y), Control(x)), x
+
+    rf, x = program(None)  # everything is compiled now
+    expected = [float(rf(x)), *rf.derivative().numpy()[:5], *rf.hessian(x).numpy()[:5]]
+    del rf, x
+    gc.collect()
+    gc.freeze()  # what is alive already is not looked at when arrays are counted
+    if cls is np.ndarray:
+        tracemalloc.start()
+    try:
+        monkeypatch.setattr(Watch, "count", count)
+        already, Watch.peak = count(), 0
+        rf, x = program(MultistageCheckpointSchedule(steps, snapshots, 0))
+        found = [float(rf(x)), *rf.derivative().numpy()[:5]]
+        assert 0 < Watch.peak - already <= snapshots + 3
+        found += list(rf.hessian(x).numpy()[:5])
+        assert Watch.peak - already <= 2 * (snapshots + 3)
+    finally:
+        tracemalloc.stop()
+        gc.unfreeze()
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
 # What evaluations have overwritten is derived again ---------------------------------------------------------------------
