@@ -1,6 +1,7 @@
 """Random programs over all engines, compiled and Block by Block, away from the recorded point."""
 
 import functools
+import os
 
 import engines
 import numpy as np
@@ -22,6 +23,9 @@ from pyadjoint_utils import (
 
 ENGINES = tuple(name for name in engines.NAMES if engines.installed(name))
 SIZE = 3
+WEIGHTS, TABLE = (
+    np.random.default_rng(k).uniform(-0.5, 0.5, shape) for k, shape in enumerate([(SIZE, SIZE), (37, SIZE)])
+)
 
 
 @functools.cache
@@ -33,6 +37,7 @@ def functions(name):
         "both": e.overload(lambda x, y: (x * y, e.tanh(x - y))),
         "scaled": e.overload(lambda x, c: e.tanh(x * c) + c),
         "norm": e.overload(lambda x: e.sum(x * x)),
+        "outer": e.overload(lambda x, t: e.reshape(t, (-1, 1)) * e.reshape(x, (1, -1))),
         "first": e.overload(lambda x, y: e.sin(x) + y, argnums=0),
     }
 
@@ -41,7 +46,7 @@ def functions(name):
 def programs(draw):
     """A list of instructions; operands are positions among the values so far, counted from the end."""
     count = draw(st.integers(3, 9))
-    names = ["wave", "both", "scaled", "norm", "first", "float", "number", "numpy", "loop"]
+    names = ["wave", "both", "scaled", "norm", "first", "float", "number", "numpy", "arithmetic", "loop", "forced"]
     return [
         (draw(st.sampled_from(names)), draw(st.sampled_from(ENGINES)), draw(st.integers(0, 5)), draw(st.integers(0, 5)))
         for _ in range(count)
@@ -68,6 +73,15 @@ def run(program, x, y, a):
             arrays.append(u * c)
         elif name == "numpy":
             arrays.append(np.sin(to_numpy(u)) * 0.5 + v)
+        elif name == "arithmetic":
+            w = to_numpy(u)
+            arrays.append((w @ WEIGHTS)[::-1] * v / (2.0 + np.cos(w)) - w.sum() * c + w[i % SIZE] ** 2)
+        elif name == "forced":
+            # Two rows of what is indexed, by turns as an array of NumPy and of the engine.
+            table = f["outer"](u, np.linspace(0.1, 0.5, 37)) if i % 2 else to_numpy(u).reshape(1, SIZE) * TABLE
+            for k in range(18):
+                v = f["wave"](v, table[k] - table[2 * k + 1 if j % 2 else k + 1]) * 0.5
+            arrays.append(v)
         else:
             for k in range(18):
                 u = f["scaled"](f["wave"](u, v), 0.1 * k if i % 2 else 0.4) * 0.5
@@ -81,7 +95,9 @@ def close(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * (1 + np.abs(b).max()))
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=int(os.environ.get("RANDOM_PROGRAMS", "6")), deadline=None, suppress_health_check=list(HealthCheck)
+)
 @given(programs(), st.integers(0, 3), st.sampled_from(["all", "step", "sqrt"]))
 def test_random_programs(program, seed, memory):
     compare(program, seed, memory=memory)
