@@ -66,10 +66,6 @@ class CompiledFunction(ReducedFunction):
         self._seed: Any = None  # of that gradient
         self._expected: list[Any] | None = None  # seeds of the derivative that follows an evaluation
 
-    def compile(self, **options: Any) -> "CompiledFunction":
-        """Return this function compiled with other options."""
-        return CompiledFunction(self, **options)
-
     def describe(self) -> str:
         """Return what the function consists of: programs, loops, single Blocks and why, crossings, memory, time."""
         inputs, outputs = ([_said(v) for v in values] for values in (self._controls, self._outputs))
@@ -202,10 +198,6 @@ class CompiledFunctional(ReducedFunctional):
     def __init__(self, functional: ReducedFunctional, **options: Any) -> None:
         self.__dict__.update(functional.__dict__)
         self._function = CompiledFunction(functional._function, **options)
-
-    def compile(self, **options: Any) -> "CompiledFunctional":
-        """Return this functional compiled with other options."""
-        return CompiledFunctional(self, **options)
 
     def describe(self) -> str:
         """Return what the functional consists of; see :meth:`CompiledFunction.describe`."""

@@ -151,7 +151,8 @@ def checked_value(like: Any, value: Any, where: str) -> Any:
     if given.shape != like.shape:
         raise ArgumentValueError(
             f"{where} must have the shape of the variable, {like.shape}; got {given.shape} ({given.dtype}, "
-            f"{given.engine}). Reshape or broadcast it first."
+            f"{given.engine}). Reshape or broadcast it first, or record the program anew with this shape; "
+            "rf.compile(respecialize=True) does that by itself."
         )
     if given.dtype.kind == "c" and like.dtype.kind != "c":
         raise ArgumentTypeError(

@@ -168,7 +168,12 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
 
     def compile(self, **options: Any) -> Any:
         """Return this functional with evaluations that run as compiled programs; see :meth:`ReducedFunction.compile`."""
-        from pyadjoint_utils.compiled import CompiledFunctional  # it stands on this module
+        # These stand on this module.
+        if options.pop("respecialize", False):
+            from pyadjoint_utils.respecialized import RespecializedFunctional
+
+            return RespecializedFunctional(self, **options)
+        from pyadjoint_utils.compiled import CompiledFunctional
 
         return CompiledFunctional(self, **options)
 

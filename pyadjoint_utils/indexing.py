@@ -106,6 +106,19 @@ def indexing_of(rules: Rules, engine: Engine, known: Sequence[Any]) -> tuple[Ind
     return indexing_rules(engine, index.items, source), tuple(positions)
 
 
+def is_bound(rules: Rules, source: Aval) -> bool:
+    """Whether an indexing says something else of an array of another shape than the recorded one.
+
+    ``x[-1]`` and a mask are recorded as numbers that count from the beginning.
+    """
+    if rules.named is None or rules.named.name != "getitem" or source == rules.inputs[0]:
+        return False
+    index, recorded = _index(rules), rules.inputs[0].shape
+    if index is None or len(source.shape) != len(recorded):
+        return True
+    return any(source.shape[axis] != recorded[axis] for axis in index.axes)
+
+
 class _Index(NamedTuple):
     items: tuple[Any, ...]
     numbers: tuple[int | _Argument, ...]

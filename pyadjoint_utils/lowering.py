@@ -160,6 +160,11 @@ def _known(rules: Rules, output: Aval) -> Rules:
     return rules
 
 
+def float_function(block: AdjFloatExprBlock) -> Callable[..., Any] | None:
+    """Return what an AdjFloat Block computes, as a function that records; None if that is not known."""
+    return _ufuncs().get(block._np_operator, block._np_operator)
+
+
 @functools.cache
 def _ufuncs() -> dict[Any, np.ufunc]:
     """NumPy's function behind what an AdjFloat Block computes with."""

@@ -340,7 +340,8 @@ class ReducedFunction(AbstractReducedFunctional):
                 their number, from which the rest is computed again; the default is ``"all"``, on a tape with a schedule
                 what comes nearest to that; ``turns=16``, the least number of repetitions that makes a loop;
                 ``budget=60.0``, about how many seconds compiling may take: what would take longer runs in smaller
-                programs, or Block by Block.
+                programs, or Block by Block; ``respecialize=True``: values of other shapes than the recorded ones are taken,
+                too, and the program is recorded once more for them.
 
         Returns:
             A :class:`CompiledFunction`: the same methods, and ``describe()``.
@@ -360,7 +361,12 @@ class ReducedFunction(AbstractReducedFunctional):
             >>> fast(array([3.0, 3.1])).shape
             (2,)
         """
-        from pyadjoint_utils.compiled import CompiledFunction  # it stands on this module
+        # These stand on this module.
+        if options.pop("respecialize", False):
+            from pyadjoint_utils.respecialized import RespecializedFunction
+
+            return RespecializedFunction(self, **options)
+        from pyadjoint_utils.compiled import CompiledFunction
 
         return CompiledFunction(self, **options)
 

@@ -67,6 +67,26 @@ class Rules:
         """Whether a derivative passes from every dependency to every output."""
         return len(self.active) == self.dependencies and len(self.differentiable) == len(self.outputs)
 
+    def resized(self, dependencies: Sequence[Aval]) -> "Rules":
+        """Return the rules of the same function for dependencies of other shapes, the same ones each time."""
+        inputs = (*dependencies, *self.inputs[self.dependencies :])
+        if inputs == self.inputs:
+            return self
+        found = self.programs.get(("resized", inputs))
+        if found is None:
+            found = self.programs["resized", inputs] = Rules(
+                self.engine,
+                self.function,
+                inputs,
+                self.dependencies,
+                self.active,
+                compiled=self.compiled,
+                name=self.name,
+                lasting=self.lasting,
+            )
+            found.named, found.nature = self.named, self.nature
+        return found
+
     def check(self, outputs: Arrays) -> None:
         """Raise if an eager function returned other dtypes than before: what is differentiable would be wrong."""
         if self.compiled and self.engine.traces:
