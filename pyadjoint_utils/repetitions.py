@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyadjoint_utils.fused import Call, Fused
-from pyadjoint_utils.loops import Loop, Rows
+from pyadjoint_utils.fused import Fused
+from pyadjoint_utils.loop_operands import LoopOperands, Operand
+from pyadjoint_utils.loops import Loop
 from pyadjoint_utils.segments import Constants
 from pyadjoint_utils.windows import readings
 
@@ -44,7 +45,6 @@ class Rolling:
         memory: str = "all",
     ) -> None:
         self._fresh, self._constants, self._turns, self._memory = fresh, constants, turns, memory
-        self._integers = constants.integers  # those of the bodies of loops come to it
 
     def rolled(self, calls: Sequence[Any], needed: set[int]) -> list[Any]:
         """Return calls that compute the same with loops instead of repetitions.
@@ -73,79 +73,64 @@ class Rolling:
     def _loop(self, calls: Sequence[Any], table: "_Table", first: int, last: int, used: set[int]) -> Loop:
         length, start = last - first, table.start + first * table.period
         body = calls[start : start + table.period]
-        operands = table.operands(first, last)
         produced = [(j, o) for j, call in enumerate(body) for o in range(len(call.outputs))]
         slots = {(j, o): [calls[start + k * table.period + j].outputs[o] for k in range(length)] for j, o in produced}
-        inner = {value: next(self._fresh) for value in produced}
-
-        depths: dict[Any, int] = {}
-        for operand in operands:
-            if operand.lag:
-                depths[operand.source] = max(depths.get(operand.source, 0), operand.lag)
-        collected = []
-        for value in produced:
-            wanted = [k for k, slot in enumerate(slots[value]) if slot in used]
-            if wanted and length - wanted[0] <= max(depths.get(value, 0), min(_REACH, length)):
-                depths[value] = max(depths.get(value, 0), length - wanted[0])
-            elif wanted:
-                collected.append(value)
-
-        following = iter(operands)
-        grouped = [[next(following) for _ in call.inputs] for call in body]
-        reading = readings(body, grouped, self._integers, length)
-
-        entries = {(value, lag): next(self._fresh) for value, depth in depths.items() for lag in range(1, depth + 1)}
-        initial: dict[Any, Any] = {(value, lag): body[value[0]].avals[value[1]] for value, lag in entries}
-        constants: dict[int, int] = {}
-        rows: dict[Rows, int] = {}
-
-        def constant(slot: int) -> int:
-            place = constants.setdefault(slot, next(self._fresh))
-            if slot in self._integers:
-                self._integers[place] = self._integers[slot]
-            return place
-
-        def place(operand: _Operand) -> int:
-            if operand.lag:
-                for k in range(operand.lag):
-                    initial[operand.source, operand.lag - k] = operand.slots[k]
-                return entries[operand.source, operand.lag]
-            if operand.source is not None:
-                return inner[operand.source]
-            if len(set(operand.slots)) == 1:
-                return constant(operand.slots[0])
-            return rows.setdefault(Rows(tuple(operand.slots)), next(self._fresh))
-
-        turn = []
-        for j, (call, given) in enumerate(zip(body, grouped, strict=True)):
-            outputs = [inner[j, o] for o in range(len(call.outputs))]
-            if j in reading:
-                part = reading[j]
-                row = rows.setdefault(Rows((part.source,), part.window), next(self._fresh))
-                numbers = [constant(n if isinstance(n, int) else self._constants.integer(*n)) for n in part.numbers]
-                turn.append(Call(part.rules, [row, *numbers], outputs, call.stops, call.casts))
-            else:
-                turn.append(call.at([place(operand) for operand in given], outputs))
-        results = [inner[value] for value in (*depths, *collected)]
-        fused = Fused(
-            self.rolled(turn, set(results)), [*entries.values(), *constants.values(), *rows.values()], results
-        )
-        packed = [self._packed(row) for row in rows]
+        inside = {value: next(self._fresh) for value in produced}
+        operands = table.operands(first, last)
+        depths, collected = _kept(operands, slots, used)
+        taken = LoopOperands(self._fresh, self._constants, inside, depths, body)
+        turn = self._turn(body, operands, taken, inside, length)
+        results = [inside[value] for value in (*depths, *collected)]
         return Loop(
-            fused,
-            [[initial[value, lag] for lag in range(1, depth + 1)] for value, depth in depths.items()],
-            list(constants),
-            packed,
+            Fused(self.rolled(turn, set(results)), taken.arguments, results),
+            taken.registers,
+            taken.constants,
+            taken.rows,
             [_wanted(slots[value][::-1][:depth], used) for value, depth in depths.items()],
             [_wanted(slots[value], used) for value in collected],
             length,
             self._memory,
         )
 
-    def _packed(self, rows: Rows) -> Rows:
-        """Rows of constants in one array."""
-        slot = None if rows.window is not None else self._constants.packed(rows.slots)
-        return rows if slot is None else Rows((slot,))
+    def _turn(
+        self,
+        body: Sequence[Any],
+        operands: Sequence[Operand],
+        taken: LoopOperands,
+        inside: dict[tuple[int, int], int],
+        length: int,
+    ) -> list[Any]:
+        """The calls of a turn on the slots inside."""
+        following = iter(operands)
+        grouped = [[next(following) for _ in call.inputs] for call in body]
+        reading = readings(body, grouped, self._constants.integers, length)
+        turn = []
+        for j, (call, given) in enumerate(zip(body, grouped, strict=True)):
+            outputs = [inside[j, o] for o in range(len(call.outputs))]
+            if j in reading:
+                turn.append(taken.read(reading[j], call, outputs))
+            else:
+                turn.append(call.at([taken.of(operand) for operand in given], outputs))
+        return turn
+
+
+def _kept(
+    operands: Sequence[Operand], slots: dict[tuple[int, int], list[int]], used: set[int]
+) -> tuple[dict[tuple[int, int], int], list[tuple[int, int]]]:
+    """Which results are carried, for how many turns, and which are collected."""
+    depths: dict[tuple[int, int], int] = {}
+    for operand in operands:
+        if operand.lag and operand.source is not None:
+            depths[operand.source] = max(depths.get(operand.source, 0), operand.lag)
+    collected = []
+    for value, of_turns in slots.items():
+        length = len(of_turns)
+        wanted = [k for k, slot in enumerate(of_turns) if slot in used]
+        if wanted and length - wanted[0] <= max(depths.get(value, 0), min(_REACH, length)):
+            depths[value] = max(depths.get(value, 0), length - wanted[0])
+        elif wanted:
+            collected.append(value)
+    return depths, collected
 
 
 def _wanted(slots: Sequence[int], used: set[int]) -> list[int | None]:
@@ -180,20 +165,6 @@ def _periods(ids: np.ndarray, turns: int) -> list[int]:
     periods, counts = np.unique(gaps[gaps <= len(ids) // turns], return_counts=True)
     weight = periods * counts
     return periods[np.argsort(-weight, kind="stable")][: 4 * _CANDIDATES].tolist()
-
-
-class _Operand(NamedTuple):
-    """What an input of a turn is.
-
-    Attributes:
-        source: the position in the turn and the number of the output that computes it; None if it comes from outside.
-        lag: how many turns ago.
-        slots: its slots in all turns.
-    """
-
-    source: tuple[int, int] | None
-    lag: int
-    slots: list[int]
 
 
 class _Table:
@@ -254,7 +225,7 @@ class _Table:
                     stop = min(stop, t)
         return first + stop
 
-    def operands(self, first: int, last: int) -> list[_Operand]:
+    def operands(self, first: int, last: int) -> list[Operand]:
         """Return what the operands of turns ``first`` to ``last`` are, where they are consistent."""
         inside, lag, source = self._seen(first)
         inside = inside[: last - first]
@@ -264,7 +235,7 @@ class _Table:
             if inside[:, q].any():
                 k = int(np.argmax(inside[:, q]))
                 place = divmod(int(source[k, q]), 1 + int(self._output.max()))
-                found.append(_Operand(place, int(lag[k, q]), slots))
+                found.append(Operand(place, int(lag[k, q]), slots))
             else:
-                found.append(_Operand(None, 0, slots))
+                found.append(Operand(None, 0, slots))
         return found
