@@ -24,6 +24,8 @@ _OPAQUE_GRADIENTS = {"ResizeBilinearGrad", "FakeQuantWithMinMaxArgsGradient", "F
 _WRONG_IF_COMPLEX = {"Cumprod", "EuclideanNorm", "LogMatrixDeterminant", "MatrixDeterminant", "MatrixSquareRoot",
                      "MulNoNan", "Prod", "SquaredDifference", "Svd", "TridiagonalSolve", "UnsortedSegmentProd", "Xdivy",
                      "Xlog1py", "Xlogy"}  # fmt: skip
+# Rules that divide by the factors, and are wrong where one is zero: of this order of differentiation and above.
+_WRONG_AT_ZERO = {"Cumprod": 1, "Prod": 2}
 # Inputs that these take for constants.
 _LOST_INPUTS = {
     "Betainc": (0, 1),
@@ -153,6 +155,11 @@ def _check_derivative(node: Any, scope: dict[str, Any], depth: Depth) -> None:
             f"TensorFlow's derivatives of {node.op} ({node.name!r}) are wrong for complex numbers. Write it with products "
             "and sums, or use another engine for it."
         )
+    if _divides_by_factors(node, scope, depth):
+        raise NotDifferentiableError(
+            f"TensorFlow's derivatives of {node.op} ({node.name!r}) are wrong where a factor is zero, those of order "
+            f"{_WRONG_AT_ZERO[node.op]} and above. Use np.prod or np.cumprod on the values, or write it with products."
+        )
     if depth.order > 1 and node.op == "StopGradient" and "moments" in node.name:
         raise NotDifferentiableError(
             "tf.nn.moments stops a gradient that vanishes at first order only, so that its second derivatives are wrong "
@@ -166,6 +173,13 @@ def _check_derivative(node: Any, scope: dict[str, Any], depth: Depth) -> None:
                     f"TensorFlow takes input {k} of {node.op} ({node.name!r}) for a constant: a derivative would be "
                     "lost. Make it a Python number or a NumPy array."
                 )
+
+
+def _divides_by_factors(node: Any, scope: dict[str, Any], depth: Depth) -> bool:
+    if depth.order < _WRONG_AT_ZERO.get(node.op, depth.order + 1) or node.attr["T"].type not in _REAL:
+        return False
+    # The gradient of Prod has a Cumprod of its own.
+    return "gradient_tape" not in node.name and not _is_constant(node.input[0], scope)
 
 
 def _is_constant(name: str, scope: dict[str, Any]) -> bool:

@@ -122,6 +122,53 @@ def _real(x: Any) -> Any:
     return tf.math.real(x) if x.dtype.is_complex else tf.identity(x)
 
 
+def _product(x: Any, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:
+    """Products of pairs: second derivatives of TensorFlow's own divide by the factors, and are wrong at zeros."""
+    if dtype is not None:
+        x = tf.cast(x, dtype)
+    if x.dtype.is_integer or x.dtype.is_bool:
+        return tnp.prod(x, axis, keepdims=keepdims)
+    rank = len(x.shape)
+    axes = range(rank) if axis is None else sorted({a % rank for a in np.atleast_1d(axis)})
+    result = tf.transpose(x, [*axes, *[k for k in range(rank) if k not in axes]])
+    result = tf.reshape(result, (-1, *result.shape[len(axes) :]))
+    if not result.shape[0]:
+        result = tf.ones((1, *result.shape[1:]), x.dtype)
+    while (n := result.shape[0]) > 1:
+        pairs = result[: n // 2] * result[n // 2 : n - n % 2]
+        result = tf.concat([pairs, result[n - 1 :]], 0) if n % 2 else pairs
+    shape = [1 if k in axes else length for k, length in enumerate(x.shape)]
+    return tf.reshape(result[0], shape) if keepdims else result[0]
+
+
+def _cumulative_product(x: Any, axis: int | None = None, dtype: Any = None) -> Any:
+    """Products with what stands 1, 2, 4, ... places before, for the same reason."""
+    if dtype is not None:
+        x = tf.cast(x, dtype)
+    if axis is None:
+        x, axis = tf.reshape(x, (-1,)), 0
+    if x.dtype.is_integer or x.dtype.is_bool:
+        return tnp.cumprod(x, axis)
+    result, distance = tnp.moveaxis(x, axis, 0), 1
+    while distance < result.shape[0]:
+        result = tf.concat([result[:distance], result[distance:] * result[:-distance]], 0)
+        distance *= 2
+    return tnp.moveaxis(result, 0, axis)
+
+
+def _logaddexp(log_of_base: float) -> Callable[..., Any]:
+    """TensorFlow's own has a kink where its arguments are equal, so that derivatives are wrong there."""
+
+    def call(a: Any, b: Any) -> Any:
+        swapped = tnp.greater(b, a)
+        larger, smaller = tnp.where(swapped, b, a), tnp.where(swapped, a, b)
+        distance = smaller - larger
+        distance = tf.where(tf.math.is_inf(larger), tf.zeros_like(distance), distance)  # inf - inf
+        return larger + tf.math.log1p(tf.exp(log_of_base * distance)) / log_of_base
+
+    return call
+
+
 # Linear algebra ----------------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +263,10 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "getitem": _getitem,
     "astype": lambda x, dtype: tf.cast(x, dtype),
     "power": _power,
+    "prod": _product,
+    "cumprod": _cumulative_product,
+    "logaddexp": _logaddexp(1.0),
+    "logaddexp2": _logaddexp(float(np.log(2.0))),
     "var": _var,
     "std": lambda x, *args, **kwargs: tf.sqrt(_var(x, *args, **kwargs)),
     "square": lambda x: x * x,

@@ -316,7 +316,12 @@ FUNCTIONS = [
     ("power", [random(3), 3]), ("power", [random(3), -2]), ("power", [random(3), random(3)]), ("sqrt", [random(3)]),
     ("maximum", [random(3), random(3)]), ("hypot", [random(3), random(3)]), ("arctan2", [random(3), random(3)]),
     ("matmul", [random(2, 3), random(3, 4, dtype=complex)]), ("dot", [random(3), random(3)]),
-    ("var", [random(3, 4), 1]), ("std", [random(3, dtype=complex)]), ("prod", [random(3)]), ("cumsum", [random(3, 2), 0]),
+    ("var", [random(3, 4), 1]), ("std", [random(3, dtype=complex)]),
+    ("prod", [random(3)]), ("prod", [np.array([1.0, 0.0, 2.0, 0.5])]), ("prod", [random(2, 3, 3), (0, -1)]),
+    ("prod", [np.zeros((2, 0))]), ("prod", [random(3, dtype=complex)]), ("cumprod", [random(2, 2)]),
+    ("cumprod", [np.array([1.0, 0.0, 2.0, 0.0, 3.0])]), ("cumprod", [random(2, 5, dtype=complex), 1]),
+    ("logaddexp", [np.array([1.0, 2.0, 3.0]), np.array([1.0, 3.0, 2.0])]), ("logaddexp2", [random(3), random(3)]),
+    ("cumsum", [random(3, 2), 0]),
     ("vdot", [random(3, dtype=complex), random(3, dtype=complex)]), ("multiply", [random(2), random(2, dtype=complex)]),
     ("linalg.norm", [random(3, 4)]), ("linalg.norm", [random(3, dtype=complex)]), ("linalg.solve", [SQUARE, random(3)]),
     ("linalg.solve", [COMPLEX, random(3, 2, dtype=complex)]), ("linalg.inv", [COMPLEX]), ("linalg.det", [SQUARE]),
@@ -419,6 +424,22 @@ def test_tangents_and_second_derivatives_that_tensorflow_gets_wrong():
     x = array(random(3))
     rf = ReducedFunction(overload_tensorflow(lambda x: tf.math.lgamma(x))(x), Control(x))
     assert rf.hess_action(array(np.ones(3)), array(np.ones(3))).shape == (3,)
+
+
+def test_derivatives_that_divide_by_factors_are_refused():
+    x = array(tf.constant([1.0, 0.0, 3.0], tf.float64))
+    count = tf.constant([2, 3])
+    product = overload_tensorflow(
+        lambda x: tf.reduce_prod(x) * tf.cast(tf.reduce_prod(count + tf.shape(x)[0] - 3), x.dtype)
+    )
+    J = ReducedFunction(product(x), Control(x))
+    assert J.derivative().tolist() == [0.0, 18.0, 0.0]
+    with pytest.raises(NotDifferentiableError, match=r"of Prod .* where a factor is zero"):
+        J.hessian(x)
+    products = overload_tensorflow(tf.math.cumprod)
+    with pytest.raises(NotDifferentiableError, match=r"of Cumprod .* where a factor is zero"):
+        ReducedFunction(products(x).sum(), Control(x)).derivative()
+    assert ReducedFunction(np.prod(x), Control(x)).hessian(array(tf.ones(3, tf.float64))).tolist() == [3.0, 4.0, 1.0]
 
 
 def test_a_default_graph_is_refused():
