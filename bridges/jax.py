@@ -19,10 +19,20 @@ from pyadjoint_utils.overloading import overload
 # The dtypes that exist in JAX only under 64-bit types.
 _WIDE = {np.dtype(t) for t in (np.float64, np.complex128, np.int64, np.uint64)}
 _NARROW = {np.dtype(np.int64): np.dtype(np.int32), np.dtype(np.uint64): np.dtype(np.uint32)}
+
+
+def _hypot(a: Any, b: Any) -> Any:
+    """JAX's own chooses the larger argument, so that second derivatives are zero where both are equal."""
+    scale = jax.lax.stop_gradient(jnp.maximum(jnp.abs(a), jnp.abs(b)))
+    scale = jnp.where((scale == 0) | jnp.isinf(scale), 1, scale)
+    return scale * jnp.sqrt((a / scale) ** 2 + (b / scale) ** 2)
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "getitem": operator.getitem,
     "astype": lambda x, dtype: x.astype(dtype),
     "reshape": lambda x, shape: jnp.reshape(x, shape),
+    "hypot": _hypot,
 }
 
 
