@@ -44,11 +44,13 @@ class EngineBlock(Block):
     def primals(self) -> Arrays:
         """The dependencies' current values as arrays of the engine."""
         types = self.rules.engine.array_types
-        values = [bv._checkpoint for bv in self._dependencies]
-        for value in values:
+        values = []
+        for bv in self._dependencies:
+            value = bv._checkpoint
             if type(value) not in types:
                 entered = [self._enter(*pair) for pair in zip(self._dependencies, self.rules.inputs, strict=False)]
                 return tuple(entered)
+            values.append(value)
         return tuple(values)
 
     def _enter(self, bv: Any, aval: Aval) -> Any:
@@ -82,10 +84,11 @@ class EngineBlock(Block):
     def recompute(self, markings: bool = False) -> None:
         """``y = g(x)`` at the tape's current x."""
         rules = self.rules
-        y = rules.value((), (*self.primals(), *self.constants))
-        rules.check(y)
-        for bv, value in zip(self._outputs, y, strict=True):
-            bv.checkpoint = value
+        y = rules.value((), self.primals() + self.constants)
+        if not rules.steady:
+            rules.check(y)
+        for k, bv in enumerate(self._outputs):
+            bv.checkpoint = y[k]
 
     def evaluate_tlm(self, markings: bool = False) -> None:
         """Tangent: ``dy = J dx``."""

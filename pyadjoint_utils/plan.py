@@ -131,8 +131,9 @@ class Plan:
             return
         self._take_boundary()
         with stop_annotating(), self._scope():
+            compute = self._compute if self._cut else _value_of
             for block in self._sweep("Evaluating functional", self.forward, len(self.forward)):
-                self._compute(block)
+                compute(block)
 
     def ahead(self, *, stored: bool = False) -> Iterable[Block]:
         """Return the Blocks that a derivative passes, in order, each with its values in place where it is reached.
@@ -278,6 +279,10 @@ class Plan:
                     setattr(bv, kind, value)
 
         return isolated if self._cut else evaluate
+
+
+def _value_of(block: Block) -> None:
+    block.recompute()
 
 
 def _tangent_of(block: Block) -> None:

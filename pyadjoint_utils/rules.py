@@ -47,6 +47,7 @@ class Rules:
         self.dependencies = dependencies
         self.active = tuple(active)
         self.compiled = compiled or not engine.traces
+        self.steady = self.compiled and engine.traces  # a program returns the same dtypes each time
         self.name = name
         self.outputs: tuple[Aval, ...] = ()  # known after the first run
         self.points: Points | None = None  # likewise
@@ -89,7 +90,7 @@ class Rules:
 
     def check(self, outputs: Arrays) -> None:
         """Raise if an eager function returned other dtypes than before: what is differentiable would be wrong."""
-        if self.compiled and self.engine.traces:
+        if self.steady:
             return
         # In the engine's own terms, where its arrays have a dtype: NumPy's would have to be looked up.
         dtypes = [getattr(y, "dtype", _NO_DTYPE) for y in outputs]
