@@ -13,7 +13,7 @@ from bridges.autograd_tracing import aval_of
 from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.errors import ArgumentTypeError
 from pyadjoint_utils.evaluation import Evaluation
-from pyadjoint_utils.inside import Inside
+from pyadjoint_utils.inside.called import Inside
 
 
 def as_autograd(rf: Any) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from bridges.jax_patterns import RULES, Patterns, Value, bound, either, unknown
 from pyadjoint_utils.engine import Arrays, Aval, Map
-from pyadjoint_utils.patterns import Pattern, gathered, identity, nothing, product, union
+from pyadjoint_utils.jacobians.patterns import Pattern, gathered, identity, nothing, product, union
 
 
 class _NoForwardRuleError(Exception):

@@ -11,8 +11,8 @@ import numpy as np
 from bridges.jax_primitives import call, narrowed
 from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.errors import ArgumentTypeError
-from pyadjoint_utils.host_function import HostFunction
-from pyadjoint_utils.inside import Inside
+from pyadjoint_utils.inside.called import Inside
+from pyadjoint_utils.inside.host_function import HostFunction
 
 _log = logging.getLogger(__name__)
 _NUMBERS = (int, float, complex)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
-from pyadjoint_utils.patterns import ENTRIES, Pattern, entries, everything, gathered, product, rows_at, union
+from pyadjoint_utils.jacobians.patterns import ENTRIES, Pattern, entries, everything, gathered, product, rows_at, union
 
 
 class Value(NamedTuple):

@@ -16,7 +16,7 @@ from jax.interpreters import ad, batching, mlir
 
 from bridges.jax_callbacks import emit
 from pyadjoint_utils.engine import get_engine
-from pyadjoint_utils.host_function import HostFunction
+from pyadjoint_utils.inside.host_function import HostFunction
 
 # JAX's own form of rules for reverse mode is not public. In versions that nobody has tried, JAX derives it from the JVPs.
 _linearizations: dict[Any, Any] = {}

@@ -12,8 +12,8 @@ from tensorflow.python.eager import record
 from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.errors import ArgumentTypeError, PyadjointUtilsError, UnsupportedError
 from pyadjoint_utils.evaluation import Evaluation
-from pyadjoint_utils.host_function import HostFunction
-from pyadjoint_utils.inside import Inside
+from pyadjoint_utils.inside.called import Inside
+from pyadjoint_utils.inside.host_function import HostFunction
 
 Tensors = Sequence[Any]
 

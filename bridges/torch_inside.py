@@ -10,8 +10,8 @@ import torch.autograd.forward_ad as forward_ad
 from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.errors import ArgumentTypeError, UnsupportedError
 from pyadjoint_utils.evaluation import Evaluation
-from pyadjoint_utils.host_function import HostFunction
-from pyadjoint_utils.inside import Inside
+from pyadjoint_utils.inside.called import Inside
+from pyadjoint_utils.inside.host_function import HostFunction
 
 Tensors = Sequence[torch.Tensor]
 

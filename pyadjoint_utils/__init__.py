@@ -16,11 +16,10 @@ from pyadjoint import (
 )
 
 from pyadjoint_utils.annotation import annotate_tape
-from pyadjoint_utils.black_box import overload_numpy
+from pyadjoint_utils.black_boxes.black_box import overload_numpy
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.control import Control
 from pyadjoint_utils.conversion import to_adjfloat, to_jax, to_numpy, to_tensorflow, to_torch
-from pyadjoint_utils.custom_rules import custom_jvp, custom_vjp
 from pyadjoint_utils.drivers import (
     compute_gradient,
     compute_hessian_action,
@@ -44,8 +43,6 @@ from pyadjoint_utils.errors import (
 )
 from pyadjoint_utils.flat import ReducedFunctionNumPy
 from pyadjoint_utils.functional import ReducedFunctional
-from pyadjoint_utils.gradients import grad, value_and_grad
-from pyadjoint_utils.matrices import hessian, jacfwd, jacrev
 from pyadjoint_utils.models import parameters
 from pyadjoint_utils.numpy_functions import install_on_adjfloat
 from pyadjoint_utils.optimization import (
@@ -60,7 +57,10 @@ from pyadjoint_utils.overloading import overload
 from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.stop import stop_gradient
 from pyadjoint_utils.tapes import Tape, push_tape, set_working_tape
-from pyadjoint_utils.transformations import cvjp, hvp, jvp, linear_adjoint, linearize, vjp
+from pyadjoint_utils.transforming.custom_rules import custom_jvp, custom_vjp
+from pyadjoint_utils.transforming.gradients import grad, value_and_grad
+from pyadjoint_utils.transforming.matrices import hessian, jacfwd, jacrev
+from pyadjoint_utils.transforming.transformations import cvjp, hvp, jvp, linear_adjoint, linearize, vjp
 from pyadjoint_utils.values import array, asarray, ndarray
 from pyadjoint_utils.verification import Verification, taylor_test, taylor_to_dict, verify
 

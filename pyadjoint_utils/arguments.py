@@ -6,7 +6,7 @@ from typing import Any
 
 from pyadjoint_utils.engine import Aval, Engine
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
-from pyadjoint_utils.points import Points, check_marks, declared_points
+from pyadjoint_utils.jacobians.points import Points, check_marks, declared_points
 
 
 class Arguments:

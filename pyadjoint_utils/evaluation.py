@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyadjoint_utils.engine import Arrays, Engine
-from pyadjoint_utils.host_function import HostFunction, Known
+from pyadjoint_utils.inside.host_function import HostFunction, Known
 
 
 class Evaluation:

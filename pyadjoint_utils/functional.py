@@ -170,10 +170,10 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
         """Return this functional with evaluations that run as compiled programs; see :meth:`ReducedFunction.compile`."""
         # These stand on this module.
         if options.pop("respecialize", False):
-            from pyadjoint_utils.respecialized import RespecializedFunctional
+            from pyadjoint_utils.compiling.respecialized import RespecializedFunctional
 
             return RespecializedFunctional(self, **options)
-        from pyadjoint_utils.compiled import CompiledFunctional
+        from pyadjoint_utils.compiling.compiled import CompiledFunctional
 
         return CompiledFunctional(self, **options)
 

@@ -22,7 +22,7 @@ from pyadjoint_utils.errors import (
     NotDifferentiableError,
 )
 from pyadjoint_utils.floats import install_variables, kept_literal
-from pyadjoint_utils.points import nature_of
+from pyadjoint_utils.jacobians.points import nature_of
 
 # Ufunc methods that have a function of their own.
 _REDUCTIONS = {"add": "sum", "multiply": "prod", "maximum": "max", "minimum": "min"}

@@ -14,7 +14,7 @@ from pyadjoint_utils.arguments import Arguments, argument_path, hashable
 from pyadjoint_utils.captures import captured
 from pyadjoint_utils.engine import Arrays, Aval, Engine, convert, engine_names, get_engine, owner_of, tracing_engine
 from pyadjoint_utils.errors import ArgumentTypeError, RemovedOptionError
-from pyadjoint_utils.points import UNKNOWN, Nature, check_marks
+from pyadjoint_utils.jacobians.points import UNKNOWN, Nature, check_marks
 from pyadjoint_utils.prepared import PYTHON_NUMBERS, Key, Prepared
 from pyadjoint_utils.running import RUNNING
 from pyadjoint_utils.tapes import recording_state

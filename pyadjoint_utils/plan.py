@@ -10,13 +10,13 @@ from pyadjoint.tape import stop_annotating
 
 from pyadjoint_utils.annotation import claim
 from pyadjoint_utils.block import EngineBlock
+from pyadjoint_utils.checkpointing.runs import Run, Steps
 from pyadjoint_utils.engine import Aval
 from pyadjoint_utils.errors import StaleTapeError
 from pyadjoint_utils.progress import watched
 from pyadjoint_utils.recorded import recorded_values
-from pyadjoint_utils.rule_block import RuleBlock
-from pyadjoint_utils.runs import Run, Steps
 from pyadjoint_utils.tapes import TapeState, afterwards, schedule_of, state_of
+from pyadjoint_utils.transforming.rule_block import RuleBlock
 from pyadjoint_utils.variable import Variable, is_dropped, is_lost
 
 

@@ -11,12 +11,12 @@ from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.captures import check_captures
 from pyadjoint_utils.engine import Arrays, Aval, get_engine
 from pyadjoint_utils.errors import ArgumentTypeError, CapturedValueError
+from pyadjoint_utils.jacobians.points import Points, points_of_elementwise, with_outputs
 from pyadjoint_utils.named_calls import Arguments, NamedCall
-from pyadjoint_utils.points import Points, points_of_elementwise, with_outputs
-from pyadjoint_utils.program_tape import ProgramTape
 from pyadjoint_utils.rules import Rules
 from pyadjoint_utils.running import RUNNING
 from pyadjoint_utils.tapes import working_tape
+from pyadjoint_utils.transforming.program_tape import ProgramTape
 from pyadjoint_utils.values import ndarray
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from pyadjoint_utils.plan import Plan
 from pyadjoint_utils.prepared import record
 from pyadjoint_utils.recorded import stand_at_the_record, taped_value
 from pyadjoint_utils.reduced import ReducedFunction
-from pyadjoint_utils.rule_block import RuleBlock
 from pyadjoint_utils.rules import Rules
 from pyadjoint_utils.tapes import recording_on, schedule_of, state_of
+from pyadjoint_utils.transforming.rule_block import RuleBlock
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import entered
 

@@ -18,8 +18,8 @@ from pyadjoint_utils.errors import (
     StaleTapeError,
 )
 from pyadjoint_utils.plan import Plan
-from pyadjoint_utils.program_tape import ProgramTape
 from pyadjoint_utils.tapes import STALE, alone, state_of, working_tape
+from pyadjoint_utils.transforming.program_tape import ProgramTape
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import as_float, is_dropped, move
 
@@ -253,10 +253,10 @@ class ReducedFunction(AbstractReducedFunctional):
         """
         # These stand on what stands on this module.
         if sparsity is None:
-            from pyadjoint_utils.jacobian import jacobian_matrix
+            from pyadjoint_utils.jacobians.jacobian import jacobian_matrix
 
             return jacobian_matrix(self, m_jac)
-        from pyadjoint_utils.sparse_matrices import sparse_jacobian
+        from pyadjoint_utils.jacobians.sparse_matrices import sparse_jacobian
 
         if m_jac is not None:
             raise ArgumentValueError("jac_matrix takes m_jac or sparsity. Multiply the sparse matrix: matrix @ m_jac.")
@@ -291,10 +291,10 @@ class ReducedFunction(AbstractReducedFunctional):
         """
         # These stand on what stands on this module.
         if sparsity is None:
-            from pyadjoint_utils.hessian_matrix import hessian_matrix
+            from pyadjoint_utils.jacobians.hessian_matrix import hessian_matrix
 
             return hessian_matrix(self, adj)
-        from pyadjoint_utils.sparse_matrices import sparse_hessian
+        from pyadjoint_utils.jacobians.sparse_matrices import sparse_hessian
 
         return sparse_hessian(self, adj, sparsity)
 
@@ -326,7 +326,9 @@ class ReducedFunction(AbstractReducedFunctional):
             >>> (operator @ np.ones(2)).tolist()
             [2.0, 4.0]
         """
-        from pyadjoint_utils.linear_operators import linear_operator  # it stands on what stands on this module
+        from pyadjoint_utils.jacobians.linear_operators import (
+            linear_operator,  # it stands on what stands on this module
+        )
 
         return linear_operator(self, of, adj)
 
@@ -363,10 +365,10 @@ class ReducedFunction(AbstractReducedFunctional):
         """
         # These stand on this module.
         if options.pop("respecialize", False):
-            from pyadjoint_utils.respecialized import RespecializedFunction
+            from pyadjoint_utils.compiling.respecialized import RespecializedFunction
 
             return RespecializedFunction(self, **options)
-        from pyadjoint_utils.compiled import CompiledFunction
+        from pyadjoint_utils.compiling.compiled import CompiledFunction
 
         return CompiledFunction(self, **options)
 

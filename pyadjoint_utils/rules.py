@@ -6,8 +6,8 @@ from typing import Any
 
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, Work
 from pyadjoint_utils.errors import NotDifferentiableError
+from pyadjoint_utils.jacobians.points import UNKNOWN, Points
 from pyadjoint_utils.named_calls import NamedCall
-from pyadjoint_utils.points import UNKNOWN, Points
 
 PullBack = Callable[[Sequence[Any]], list[Any]]
 

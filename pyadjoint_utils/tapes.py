@@ -14,14 +14,14 @@ from pyadjoint import tape as upstream_tape
 from pyadjoint.tape import TapePackageData
 
 from pyadjoint_utils.annotation import annotate_tape, claim, is_stopped, thread_number, without_annotation
+from pyadjoint_utils.checkpointing.schedules import Schedule, TimeStepper
 from pyadjoint_utils.constants import KeptConstants
 from pyadjoint_utils.errors import ScheduleError, StaleTapeError, UnsupportedError
 from pyadjoint_utils.progress import TimedBar
-from pyadjoint_utils.schedules import Schedule, TimeStepper
 from pyadjoint_utils.variable import FloatVariable
 
 if TYPE_CHECKING:
-    from pyadjoint_utils.runs import Run
+    from pyadjoint_utils.checkpointing.runs import Run
 
 _KEY = "pyadjoint_utils"
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from pyadjoint_utils import colouring
-from pyadjoint_utils.colouring import coloured, compressed, compressed_symmetric
-from pyadjoint_utils.multiplied import Multiplied
+from pyadjoint_utils.jacobians import colouring
+from pyadjoint_utils.jacobians.colouring import coloured, compressed, compressed_symmetric
+from pyadjoint_utils.jacobians.multiplied import Multiplied
 
 RNG = np.random.default_rng(3)
 

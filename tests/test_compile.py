@@ -506,7 +506,7 @@ def test_loops_keep_what_comes_nearest_to_the_schedule(name, caplog):
     schedule, kept = CHOICES[name]
     plain, rf = loop_of_40(None), loop_of_40(schedule())
     m, h = [array(2.0 * P), array(-0.7)], [array(P), array(1.5)]
-    caplog.set_level(logging.INFO, "pyadjoint_utils.policy")
+    caplog.set_level(logging.INFO, "pyadjoint_utils.compiling.policy")
     for asked in (None, "all", "step", "sqrt"):
         fast = rf.compile() if asked is None else rf.compile(memory=asked)
         close(fast(m), float(plain(m)))

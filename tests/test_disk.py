@@ -21,7 +21,7 @@ from pyadjoint_utils import (
     get_engine,
     set_working_tape,
 )
-from pyadjoint_utils.disk import Disk, Stored
+from pyadjoint_utils.checkpointing.disk import Disk, Stored
 
 STEPS = 8
 A, P = np.array([0.5, -1.0]), np.array([0.7, 0.2])

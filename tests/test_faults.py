@@ -469,7 +469,7 @@ def disk_that_fails(fuse, monkeypatch):
         return fstat(*args)
 
     monkeypatch.setattr(np, "save", full)
-    monkeypatch.setattr("pyadjoint_utils.disk.os.fstat", gone)
+    monkeypatch.setattr("pyadjoint_utils.checkpointing.disk.os.fstat", gone)
 
 
 ON_DISK = {

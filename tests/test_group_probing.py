@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pyadjoint_utils.group_probing import probed
+from pyadjoint_utils.jacobians.group_probing import probed
 
 RNG = np.random.default_rng(11)
 

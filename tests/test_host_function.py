@@ -8,7 +8,7 @@ from pyadjoint import Block, get_working_tape
 from toy_engine import ToyArray, engine, exp, overload_toy, overload_twin, sin, toy, twin
 
 from pyadjoint_utils import AdjFloat, Control, NotDifferentiableError, ReducedFunction, array, asarray
-from pyadjoint_utils.inside import Inside
+from pyadjoint_utils.inside.called import Inside
 
 X, DX, W = np.array([0.3, -0.7, 1.1]), np.array([0.5, 0.2, -0.4]), np.array([1.0, -2.0, 0.5])
 A, DA = np.array(0.8), np.array(-0.3)

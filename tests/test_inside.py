@@ -19,8 +19,8 @@ from pyadjoint_utils import (
     to_adjfloat,
     to_numpy,
 )
-from pyadjoint_utils.inside import Inside
-from pyadjoint_utils.pieces import Foreign, Native
+from pyadjoint_utils.inside.called import Inside
+from pyadjoint_utils.inside.pieces import Foreign, Native
 
 P = np.array([0.4, -0.9])
 

@@ -128,8 +128,8 @@ def test_a_matrix_that_is_too_large_is_refused_before_it_is_tried(monkeypatch):
     x = array(np.ones(300_000))
     rf = ReducedFunction([x * x, x.sum()], Control(x))
     with monkeypatch.context() as patch:
-        patch.setattr("pyadjoint_utils.jacobian.tangents", None)
-        patch.setattr("pyadjoint_utils.jacobian.adjoints", None)
+        patch.setattr("pyadjoint_utils.jacobians.jacobian.tangents", None)
+        patch.setattr("pyadjoint_utils.jacobians.jacobian.adjoints", None)
         with pytest.raises(ArgumentValueError, match=r"720\.0 GB .*\(300000, 300000\).*sparsity=.*linear_operator"):
             rf.jac_matrix()
     small = ReducedFunction(x.sum(), Control(x))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pyadjoint_utils import Aval, get_engine
-from pyadjoint_utils.patterns import DensePatternError
+from pyadjoint_utils.jacobians.patterns import DensePatternError
 
 jax = pytest.importorskip("jax")
 jnp = pytest.importorskip("jax.numpy")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pyadjoint_utils import AdjFloat, Control, ReducedFunction, array, get_engine
-from pyadjoint_utils.lowering import SAME_EVERYWHERE
+from pyadjoint_utils.compiling.lowering import SAME_EVERYWHERE
 from pyadjoint_utils.numpy_functions import taped_function
 
 others = pytest.mark.parametrize("name", [name for name in engines.NAMES if name != "autograd"])

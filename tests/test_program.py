@@ -8,10 +8,10 @@ from pyadjoint import Block, get_working_tape
 from toy_engine import engine, overload_toy, overload_twin, sin, toy, twin
 
 from pyadjoint_utils import AdjFloat, Control, ReducedFunction, array, asarray, get_engine, to_adjfloat, to_numpy
-from pyadjoint_utils.foreign_block import ForeignBlock
-from pyadjoint_utils.host_function import as_numpy
+from pyadjoint_utils.compiling.program import Program
+from pyadjoint_utils.inside.foreign_block import ForeignBlock
+from pyadjoint_utils.inside.host_function import as_numpy
 from pyadjoint_utils.plan import Plan
-from pyadjoint_utils.program import Program
 from pyadjoint_utils.tapes import state_of
 
 P, A = np.array([0.4, -0.9]), 0.7

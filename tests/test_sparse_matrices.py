@@ -23,15 +23,15 @@ from pyadjoint_utils import (
     to_adjfloat,
     to_torch,
 )
-from pyadjoint_utils.hessian_matrix import Hessian
-from pyadjoint_utils.jacobian import Jacobian
+from pyadjoint_utils.jacobians.hessian_matrix import Hessian
+from pyadjoint_utils.jacobians.jacobian import Jacobian
 
 ENGINES = ["jax", "torch", "tensorflow", "autograd"]
 all_engines = pytest.mark.parametrize("engine", ENGINES)
 RNG = np.random.default_rng(9)
 N = 40
 X = RNG.standard_normal(N)
-LOG = "pyadjoint_utils.sparse_matrices"
+LOG = "pyadjoint_utils.jacobians.sparse_matrices"
 
 
 def functions(engine):

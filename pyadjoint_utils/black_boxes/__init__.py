@@ -1,0 +1,1 @@
+"""NumPy code that no engine looks into: rules by hand, complex steps and differences."""

@@ -1,0 +1,253 @@
+"""A reduced function whose evaluations run as compiled programs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pyadjoint import AdjFloat
+
+from pyadjoint_utils.compiling.description import description
+from pyadjoint_utils.compiling.loops import MEMORY
+from pyadjoint_utils.compiling.policy import Memory, Policy
+from pyadjoint_utils.compiling.program import Program
+from pyadjoint_utils.compiling.repetitions import TURNS
+from pyadjoint_utils.compiling.segments import Budget
+from pyadjoint_utils.compiling.standing import Standing
+from pyadjoint_utils.control import checked_value
+from pyadjoint_utils.engine import Aval, Engine, get_engine
+from pyadjoint_utils.errors import ArgumentValueError
+from pyadjoint_utils.functional import ReducedFunctional
+from pyadjoint_utils.plan import Plan
+from pyadjoint_utils.reduced import ReducedFunction, _result
+from pyadjoint_utils.tapes import alone, state_of
+from pyadjoint_utils.values import ndarray
+from pyadjoint_utils.variable import bare
+
+
+class CompiledFunction(ReducedFunction):
+    """A reduced function whose evaluations run as compiled programs, made by :meth:`ReducedFunction.compile`.
+
+    Runs of Blocks of one engine become one program each, repetitions of Blocks become loops, and other Blocks run as they
+    are in between. Programs are compiled at the first call that needs them, and kept for all tapes of the same functions.
+    Once a gradient has been asked for, an evaluation computes it together with the value.
+
+    It has a point of its own and leaves the tape alone. Matrices are computed on the tape, at the same point.
+
+    Args:
+        function: the function to compile.
+        engines, memory, turns, budget: as for :meth:`ReducedFunction.compile`.
+
+    Raises:
+        ArgumentValueError: there is no such way to keep less in memory, or no such compiler.
+    """
+
+    def __init__(
+        self,
+        function: ReducedFunction,
+        *,
+        engines: Sequence[str] | Mapping[str, str | None] = (),
+        memory: str | None = None,
+        turns: int = TURNS,
+        budget: float = 60.0,
+    ) -> None:
+        if memory is not None and memory not in MEMORY:
+            raise ArgumentValueError(f"memory must be one of {', '.join(map(repr, MEMORY))}; got {memory!r}.")
+        asked = _compilers(engines)
+        self.__dict__.update(function.__dict__)
+        self._start = list(function._last_point())
+        self._point, self._updates = None, {}
+        self._plans = dict(function._plans)
+        self._asked = asked
+        self._memory, self._turns, self._budget = memory, turns, Budget(budget)
+        self._policies: dict[Any, Policy] = {}
+        self._standing: Standing | None = None
+        self._given: tuple[Any, ...] | None = None  # the controls' values at the last evaluation, as they were given
+        self._known: dict[str, list[tuple[Engine, Aval] | None]] = {}  # what values must be in order to fit
+        self._has_gradient = len(self._outputs) == 1 and _is_real_scalar(self._outputs[0])
+        self._seed: Any = None  # of that gradient
+        self._expected: list[Any] | None = None  # seeds of the derivative that follows an evaluation
+
+    def describe(self) -> str:
+        """Return what the function consists of: programs, loops, single Blocks and why, crossings, memory, time."""
+        inputs, outputs = ([_said(v) for v in values] for values in (self._controls, self._outputs))
+        return description(self._current().policy, inputs, outputs)
+
+    def _called(self, given: list[Any], inputs: Any) -> Any:
+        self.eval_cb_pre(self._controls.delist(given))
+        point = [bare(value) for value in given] + self._input_point(inputs)
+        updates = dict(state_of(self.tape).updates)
+        standing = self._at(point, updates)
+        if self._expected is not None:
+            if self._standing is not None:
+                self._standing.let_go()
+            if standing.policy.at(1).whole:
+                standing.linearize(self._expected)
+            else:
+                standing.keep()
+        outputs = self._wrapped(standing)
+        self._point, self._updates, self._standing, self._given = point, updates, standing, tuple(given)
+        self.eval_cb_post(outputs, self._controls.delist(given))
+        return outputs
+
+    def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
+        seeds = [bare(self._unit_seed())]
+        return self._expecting(seeds, lambda: super(CompiledFunction, self).value_and_derivative(values, inputs))
+
+    @alone
+    def jac_action(self, m_dot: Any) -> Any:
+        directions = self._checked(m_dot, self._controls, "directions")
+        values = self._values()
+        self.jac_action_cb_pre(values, self._controls.delist(directions))
+        tangents = self._current().tangents([bare(d) for d in directions])
+        result = self._outputs.delist([_result(y, dy) for y, dy in zip(self._outputs, tangents, strict=True)])
+        self.jac_action_cb_post(self._output_values(), result, values)
+        return result
+
+    # What the sweeps of the tape are for the function itself -------------------------------------------------------------
+
+    def _checked(self, values: Any, likes: Sequence[Any], what: str, *, optional: bool = False) -> list[Any]:
+        # What fits needs no second look: beside a small program that would be most of a call.
+        known = self._known.get(what)
+        if known is None:
+            known = self._known[what] = [_kind(getattr(like, "control", like)) for like in likes]
+        if type(values) is list and len(values) == len(known) and _all_fit(values, known):
+            return values
+        return super()._checked(values, likes, what, optional=optional)
+
+    def _at(self, point: Sequence[Any], updates: dict[Any, Any]) -> Standing:
+        plan = self._plan_with(updates)
+        plan.claim()
+        others = plan.sources[len(self._variables) :]
+        policy = self._policies.get(frozenset(others))
+        if policy is None:
+            policy = self._policies[frozenset(others)] = self._policy(plan)
+        return Standing(policy, [*point, *[updates[bv] for bv in others]])
+
+    def _policy(self, plan: Plan) -> Policy:
+        program, memory = Program(plan), Memory.chosen(self._memory, plan.schedule)
+        engines = dict.fromkeys(step.engine for step in program.steps if step.engine is not None)
+        merging = {engine: self._asked.get(engine) for engine in engines if engine.merges or engine in self._asked}
+        return Policy(program, merging, memory=memory, turns=self._turns, budget=self._budget)
+
+    def _current(self) -> Standing:
+        if self._standing is None:
+            if self._point is None:
+                self._updates = dict(state_of(self.tape).updates)
+            self._standing = self._at(self._last_point(), self._updates)
+        return self._standing
+
+    def _return_to(self, point: list[Any], updates: dict[Any, Any]) -> None:
+        self._point, self._updates, self._standing, self._given = point, updates, None, None
+
+    def _adjoint(self, seeds: list[Any]) -> list[Any]:
+        bare_seeds = [bare(seed) for seed in seeds]
+        adjoints = self._expecting(bare_seeds, lambda: self._current().adjoints(bare_seeds))
+        return self._cotangents(adjoints)
+
+    def _cotangents(self, values: Sequence[Any]) -> list[Any]:
+        """Results in the controls' types; what is zero may be said."""
+        return [
+            self._derivative(self._plan, c, None) if value is None else _wrapped(c.control, value)
+            for c, value in zip(self._controls, values, strict=True)
+        ]
+
+    def _expecting(self, seeds: list[Any], compute: Callable[[], Any]) -> Any:
+        """Compute a gradient, and take note of its seed if that succeeds: later evaluations compute it with the value."""
+        before = self._expected
+        if self._has_gradient and seeds[0] is not None:
+            self._expected = seeds
+        try:
+            return compute()
+        except BaseException:
+            self._expected = before
+            raise
+
+    def _hessian(self, directions: list[Any], seeds: list[Any], second: list[Any] | None = None) -> list[Any]:
+        second = None if second is None else [bare(a) for a in second]
+        results = self._current().second_adjoints([bare(d) for d in directions], [bare(s) for s in seeds], second)
+        return self._cotangents(results)
+
+    def _unit_seed(self) -> Any:
+        if self._seed is None:
+            self._seed = checked_value(self._outputs[0], super()._unit_seed(), "seeds")
+        return self._seed
+
+    def _values(self) -> Any:
+        return super()._values() if self._given is None else self._controls.delist(list(self._given))
+
+    def _output_checkpoint(self) -> Any:
+        return self._current().outputs()[0]
+
+    def _output_values(self) -> Any:
+        return self._wrapped(self._current())
+
+    def _wrapped(self, standing: Standing) -> Any:
+        """The outputs in their types and engines."""
+        return self._outputs.delist([_restored(y, v) for y, v in zip(self._outputs, standing.outputs(), strict=True)])
+
+
+class CompiledFunctional(ReducedFunctional):
+    """A reduced functional over a :class:`CompiledFunction`, made by :meth:`ReducedFunctional.compile`.
+
+    Args:
+        functional: the functional to compile.
+        **options: of :class:`CompiledFunction`.
+    """
+
+    _function: CompiledFunction
+
+    def __init__(self, functional: ReducedFunctional, **options: Any) -> None:
+        self.__dict__.update(functional.__dict__)
+        self._function = CompiledFunction(functional._function, **options)
+
+    def describe(self) -> str:
+        """Return what the functional consists of; see :meth:`CompiledFunction.describe`."""
+        return self._function.describe()
+
+    def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
+        function = self._function
+        seeds = [bare(self._scaled(function._unit_seed()))]
+        return function._expecting(seeds, lambda: super(CompiledFunctional, self).value_and_derivative(values, inputs))
+
+
+def _kind(like: Any) -> tuple[Engine, Aval] | None:
+    return (like._engine, like.aval) if type(like) is ndarray else None
+
+
+def _all_fit(values: Sequence[Any], known: Sequence[tuple[Engine, Aval] | None]) -> bool:
+    """Whether values are arrays of these engines, shapes and dtypes."""
+    for value, kind in zip(values, known, strict=True):
+        if kind is None or type(value) is not ndarray or value._engine is not kind[0] or value.aval != kind[1]:
+            return False
+    return True
+
+
+def _compilers(engines: Sequence[str] | Mapping[str, str | None]) -> dict[Engine, Any]:
+    """The engines that were asked for, each with what compiles its programs, None for the engine itself."""
+    asked = engines if isinstance(engines, Mapping) else dict.fromkeys(engines)
+    found = [(get_engine(name), compiler) for name, compiler in asked.items()]
+    return {engine: None if compiler is None else engine.compiler(compiler) for engine, compiler in found}
+
+
+def _wrapped(like: Any, value: Any) -> Any:
+    """A result in the type of a variable; nearly always it comes in its engine and dtype."""
+    if type(like) is ndarray:
+        engine = like._engine
+        if type(value) in engine.array_types and value.dtype == like.aval.dtype:
+            return ndarray(value, engine)
+    return _result(like, value)
+
+
+def _restored(like: Any, value: Any) -> Any:
+    has_array = isinstance(like, (ndarray, AdjFloat))
+    return _wrapped(like, value) if has_array else like._ad_restore_at_checkpoint(value)
+
+
+def _said(value: Any) -> str:
+    value = getattr(value, "control", value)
+    return str(value.aval) if isinstance(value, ndarray) else type(value).__name__
+
+
+def _is_real_scalar(output: Any) -> bool:
+    return isinstance(output, AdjFloat) or (
+        isinstance(output, ndarray) and output.size == 1 and output.dtype.kind != "c"
+    )

@@ -1,0 +1,119 @@
+"""A program of segments, evaluated in parts."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from pyadjoint_utils.compiling.program import Program, PullBacks, Step, accumulate
+from pyadjoint_utils.compiling.segments import Segment
+from pyadjoint_utils.variable import bare
+
+
+class MergedProgram(Program):
+    """A program over other steps that compute the same, with slots for what these exchange alone.
+
+    Args:
+        program: the program.
+        steps: its steps, several of them merged into one in places.
+    """
+
+    def __init__(self, program: Program, steps: Sequence[Step]) -> None:
+        used = [*program.sources, *program.outputs, *(slot for step in steps for slot in (*step.inputs, *step.outputs))]
+        place = {slot: k for k, slot in enumerate(dict.fromkeys(used))}
+
+        def placed(slots: Sequence[int]) -> tuple[int, ...]:
+            return tuple([place[slot] for slot in slots])
+
+        self.steps = [_on(step, placed(step.inputs), placed(step.outputs)) for step in steps]
+        self.avals = [program.avals[slot] for slot in place]
+        self.engines = [program.engines[slot] for slot in place]
+        self.sources, self.outputs = list(placed(program.sources)), list(placed(program.outputs))
+        self.constants = {place[slot]: value for slot, value in program.constants.items() if slot in place}
+        self.n_controls = program.n_controls
+        self._constants_placed: list[Any] = [None] * len(self.avals)
+        for slot, value in self.constants.items():
+            self._constants_placed[slot] = bare(value)
+        feeding = set(map(id, self.feeding))
+        self.ending = [step for step in self.steps if id(step) not in feeding]
+
+    def placed(self, sources: Sequence[Any]) -> list[Any]:
+        environment = self._constants_placed.copy()
+        for slot, value in zip(self.sources, sources, strict=True):
+            environment[slot] = bare(value)
+        return environment
+
+    @property
+    def whole(self) -> bool:
+        """Whether one program computes everything."""
+        return len(self.steps) == 1
+
+    def summary(self) -> str:
+        """Return in a few words what it consists of."""
+        segments = [step for step in self.steps if isinstance(step, Segment)]
+        merged = sum(step.compiled.fused.blocks for step in segments)
+        programs = len({step.compiled for step in segments})
+        loops = sum(step.compiled.fused.loops for step in segments)
+        single = len(self.steps) - len(segments)
+        return (
+            f"{merged} Blocks in {len(segments)} segments ({programs} different programs, {loops} loops), "
+            f"{single} by themselves"
+        )
+
+    def begin(self, environment: list[Any], pull_backs: PullBacks | None = None) -> None:
+        """Compute everything that a step takes; keep in ``pull_backs`` what a derivative needs of it."""
+        self._compute(self.feeding, environment, pull_backs)
+
+    def finish(self, environment: list[Any], pull_backs: PullBacks | None = None) -> None:
+        """Compute the rest, likewise."""
+        self._compute(self.ending, environment, pull_backs)
+
+    def _compute(self, steps: Sequence[Step], environment: list[Any], pull_backs: PullBacks | None) -> None:
+        if pull_backs is None:
+            self.run(steps, environment)
+            return
+        for step in steps:
+            found = step.value_and_pull_back([environment[k] for k in step.inputs])
+            if found is None:
+                self.run([step], environment)
+                continue
+            outputs, pull_backs[step] = found
+            for slot, value in zip(step.outputs, outputs, strict=True):
+                environment[slot] = value
+
+    def finish_with_adjoints(self, environment: list[Any], seeds: Sequence[Any]) -> list[Any]:
+        """Compute the rest, and return one cotangent per control."""
+        adjoints = self.seeded(seeds)
+        for step in self.ending:
+            given = self.passed(adjoints, step) or [None] * len(step.outputs)
+            values, cotangents = step.value_and_vjp([environment[k] for k in step.inputs], given)
+            accumulate(adjoints, step.inputs, cotangents)
+            for slot, value in zip(step.outputs, values, strict=True):
+                environment[slot] = value
+        return self.pulled(self.feeding, environment, adjoints)
+
+    def hessian_action(
+        self,
+        environment: Sequence[Any],
+        seeds: Sequence[Any],
+        tangents: Sequence[Any],
+        second_seeds: Sequence[Any] | None,
+    ) -> list[Any]:
+        """Return the derivatives of the controls' cotangents."""
+        if not self.whole or second_seeds is not None:
+            return self.second_adjoints(environment, seeds, tangents, second_seeds)[1]
+        (step,) = self.steps
+        pushed: list[Any] = [None] * len(self.avals)
+        for slot, value in zip(self.sources, tangents, strict=False):
+            pushed[slot] = value
+        given = self.passed(self.seeded(seeds), step)
+        results: list[Any] = [None] * len(self.avals)
+        if given is not None:
+            values, dx = ([v[k] for k in step.inputs] for v in (environment, pushed))
+            accumulate(results, step.inputs, step.vjp_tangent(values, given, dx))
+        return [results[k] for k in self.sources[: self.n_controls]]
+
+
+def _on(step: Step, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Step:
+    moved = copy.copy(step)
+    moved.inputs, moved.outputs = inputs, outputs
+    return moved

@@ -1,0 +1,115 @@
+"""Where a compiled function stands: its programs at a point, with what is known there."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pyadjoint_utils.compiling.merged import MergedProgram
+from pyadjoint_utils.compiling.policy import Policy
+from pyadjoint_utils.compiling.program import PullBacks
+from pyadjoint_utils.compiling.segments import OverBudget
+from pyadjoint_utils.variable import as_float
+
+
+class Evaluation:
+    """A program at a point, with what is known of it.
+
+    Args:
+        program: the program.
+        point: one value for each of its sources.
+        keeping: whether what a derivative needs is kept of the evaluation, where engines can do that.
+    """
+
+    def __init__(self, program: MergedProgram, point: Sequence[Any], *, keeping: bool = False) -> None:
+        self.program = program
+        self.pull_backs: PullBacks | None = {} if keeping else None
+        self._environment = program.placed(point)
+        self._entered = self._complete = False
+
+    def inputs(self) -> list[Any]:
+        """The environment, with the value of everything that a step takes."""
+        if not self._entered:
+            self.program.begin(self._environment, self.pull_backs)
+            self._entered = True
+        return self._environment
+
+    def outputs(self) -> list[Any]:
+        """Return the outputs."""
+        environment = self.inputs()
+        if not self._complete:
+            self.program.finish(environment, self.pull_backs)
+            self._complete = True
+        return [environment[slot] for slot in self.program.outputs]
+
+    def outputs_and_adjoints(self, seeds: list[Any]) -> list[Any]:
+        """Return ``J^H seeds``; the outputs are known afterwards too."""
+        adjoints = self.program.finish_with_adjoints(self.inputs(), seeds)
+        self._complete = True
+        return adjoints
+
+
+class Standing:
+    """Where a compiled function stands, and what is known there.
+
+    Args:
+        policy: gives the programs.
+        point: one value for each of their sources.
+    """
+
+    def __init__(self, policy: Policy, point: Sequence[Any]) -> None:
+        self.policy, self._point = policy, point
+        self._evaluations: dict[MergedProgram, Evaluation] = {}
+        self._outputs: list[Any] | None = None
+        self._adjoints: tuple[list[Any], list[Any]] | None = None  # of these seeds
+        self._keeping = False
+
+    def keep(self) -> None:
+        """Keep what a derivative needs of the evaluation that follows."""
+        self._keeping = True
+
+    def let_go(self) -> None:
+        """Keep it no longer; a derivative computes it again."""
+        for evaluation in self._evaluations.values():
+            evaluation.pull_backs = None
+
+    def _of(self, order: int, compute: Callable[[Evaluation], list[Any]]) -> list[Any]:
+        """Compute with the program for an order, Block by Block if it cannot be compiled in time."""
+        program = self.policy.at(order)
+        evaluation = self._evaluations.get(program)
+        if evaluation is None:
+            evaluation = self._evaluations[program] = Evaluation(program, self._point, keeping=self._keeping)
+        try:
+            return compute(evaluation)
+        except OverBudget:
+            self.policy.give_up(order)
+            return self._of(order, compute)
+
+    def outputs(self) -> list[Any]:
+        """Return the outputs."""
+        if self._outputs is None:
+            self._outputs = self._of(0, lambda e: e.outputs())
+        return self._outputs
+
+    def linearize(self, seeds: list[Any]) -> None:
+        """Compute the outputs and ``J^H seeds`` together."""
+        self._adjoints = seeds, self._of(1, lambda e: e.outputs_and_adjoints(seeds))
+        self._outputs = self._of(1, lambda e: e.outputs())
+
+    def adjoints(self, seeds: list[Any]) -> list[Any]:
+        """Return ``J^H seeds``."""
+        if self._adjoints is not None and all(map(_same, self._adjoints[0], seeds)):
+            return self._adjoints[1]
+        return self._of(1, lambda e: e.program.adjoints(e.inputs(), seeds, e.pull_backs))
+
+    def tangents(self, directions: Sequence[Any]) -> list[Any]:
+        """Return ``J directions``."""
+        return self._of(1, lambda e: e.program.tangents(e.inputs(), directions))
+
+    def second_adjoints(
+        self, directions: Sequence[Any], seeds: Sequence[Any], second_seeds: Sequence[Any] | None
+    ) -> list[Any]:
+        """Return the derivative of ``J^H seeds`` along directions and second seeds."""
+        return self._of(2, lambda e: e.program.hessian_action(e.inputs(), seeds, directions, second_seeds))
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (a is not None and b is not None and as_float(a) == as_float(b))
