@@ -185,7 +185,7 @@ def minimize(
     if name not in _METHODS:
         raise ArgumentValueError(f"minimize has no method {method!r}. It knows SciPy's: {', '.join(sorted(_METHODS))}.")
     function = rf._function if isinstance(rf, ReducedFunctional) else rf
-    before = function._last_point(), function._updates
+    before = function._point, function._updates
     try:
         return _minimized(
             rf,

@@ -118,7 +118,7 @@ class ReducedFunction(AbstractReducedFunctional):
         self._plans: dict[frozenset[Any], Plan] = {}
         # The values of controls and inputs at the last evaluation; None before the first.
         self._point: list[Any] | None = None
-        self._updates: dict[Any, Any] = {}  # Control.update's values at that evaluation
+        self._updates: dict[Any, Any] = {}  # Control.update's values where the derivatives are taken
         values = [getattr(value, "control", value) for value in (*self._controls, *self._inputs)]
         self._start = [_current(value, bv) for value, bv in zip(values, self._variables, strict=True)]
 
@@ -159,6 +159,7 @@ class ReducedFunction(AbstractReducedFunctional):
         point = [value._ad_create_checkpoint() for value in given]
         point += self._input_point(inputs)
         self._evaluate(point, dict(state_of(self.tape).updates))
+        self._point = point
         results = [bv.saved_output for bv in self._output_variables]
         outputs = self._outputs.delist(results)
         self.eval_cb_post(outputs, self._controls.delist(given))
@@ -490,7 +491,7 @@ class ReducedFunction(AbstractReducedFunctional):
                 bv._checkpoint = value
             raise
         self.tape._recompute_count += 1
-        self._point, self._updates = point, updates
+        self._updates = updates
         state.owner = self
 
     def _place(self, plan: Plan, point: list[Any], updates: dict[Any, Any]) -> None:
@@ -505,7 +506,7 @@ class ReducedFunction(AbstractReducedFunctional):
         for bv, value in zip(self._variables, point, strict=True):
             bv._checkpoint = value
 
-    def _return_to(self, point: list[Any], updates: dict[Any, Any]) -> None:
+    def _return_to(self, point: list[Any] | None, updates: dict[Any, Any]) -> None:
         """Stand at an earlier point again; the next derivative evaluates there first."""
         self._point, self._updates = point, updates
         state_of(self.tape).owner = STALE
@@ -520,7 +521,7 @@ class ReducedFunction(AbstractReducedFunctional):
         point = self._last_point()
         mine = state.owner is self or (state.owner is None and self._point is None)
         expected = [*zip(self._variables, point, strict=True)]
-        if self._point is not None:
+        if state.owner is self:
             expected += self._plan.boundary
         if mine and all(
             bv._checkpoint is value or (bv._checkpoint is None and not is_dropped(bv)) for bv, value in expected
@@ -534,7 +535,7 @@ class ReducedFunction(AbstractReducedFunctional):
             state.owner = STALE
             state.start(None)
             self._place(plan, point, updates)
-            self._point, self._updates = point, updates
+            self._updates = updates
             state.owner = self
 
     def _tangent(self, directions: list[Any], *, stored: bool = False) -> None:

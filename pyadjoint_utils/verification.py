@@ -430,7 +430,7 @@ def verify(
     if not isinstance(J, (ReducedFunction, ReducedFunctional)):
         raise ArgumentTypeError(f"verify takes a ReducedFunctional or ReducedFunction; got {type(J).__name__}.")
     function = J._function if isinstance(J, ReducedFunctional) else J
-    before, updates = function._last_point(), function._updates
+    before, updates = function._point, function._updates
     # Along a few directions the leading term of a remainder happens to be small and its rate comes late; a derivative
     # that is wrong fails along every one.
     attempts = _ATTEMPTS if h is None or v is None else 1

@@ -3,6 +3,7 @@
 import numpy as np
 import pyadjoint
 import pytest
+from checkpoint_schedules import Revolve
 from toy_engine import ToyArray, asnumpy, engine, overload_toy, sin, toy
 
 from pyadjoint_utils import (
@@ -17,6 +18,7 @@ from pyadjoint_utils import (
     asarray,
     get_working_tape,
     set_working_tape,
+    verify,
 )
 
 A, B = np.array([0.5, -1.0]), np.array([2.0, 0.25])
@@ -108,6 +110,32 @@ def test_an_update_of_the_control_moves_a_function_that_was_not_evaluated():
     Control(a).update(toy(P))
     np.testing.assert_allclose(asnumpy(rf.derivative()), 9 * P**8)
     np.testing.assert_allclose(asnumpy(rf.hessian(toy(B))), 72 * P**7 * B)
+
+
+USES = {
+    "nothing": lambda rf, other: None,
+    "a derivative": lambda rf, other: rf.derivative(),
+    "another function": lambda rf, other: (other(toy(Q)), rf.derivative()),
+    "verify": lambda rf, other: verify(rf, toy(Q)),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("schedule", [None, Revolve(1, 1)])
+def test_what_happens_before_an_update_does_not_pin_a_function_that_was_not_evaluated(schedule, compiled, use):
+    with set_working_tape() as tape:
+        if schedule is not None:
+            tape.enable_checkpointing(schedule)
+        a, b = toy(A), toy(B)
+        y = cube(a)
+        J = total(product(y, b))
+        rf, other = ReducedFunctional(J, Control(a)), ReducedFunctional(J, Control(y))
+        rf = rf.compile() if compiled else rf
+        use(rf, other)
+        Control(a).update(toy(P))
+        Control(b).update(toy(Q))
+        np.testing.assert_allclose(asnumpy(rf.derivative()), 6 * P**5 * Q)
 
 
 def test_an_update_does_not_move_the_derivative_of_an_earlier_evaluation():

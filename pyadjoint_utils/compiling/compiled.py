@@ -129,13 +129,19 @@ class CompiledFunction(ReducedFunction):
         return Policy(program, merging, memory=memory, turns=self._turns, budget=self._budget)
 
     def _current(self) -> Standing:
+        if self._point is None:
+            self._follow(state_of(self.tape).updates)
         if self._standing is None:
-            if self._point is None:
-                self._updates = dict(state_of(self.tape).updates)
             self._standing = self._at(self._last_point(), self._updates)
         return self._standing
 
-    def _return_to(self, point: list[Any], updates: dict[Any, Any]) -> None:
+    def _follow(self, updates: dict[Any, Any]) -> None:
+        """Before the first evaluation, a derivative is taken where Control.update puts the program."""
+        known = self._updates
+        if updates.keys() != known.keys() or any(value is not known[bv] for bv, value in updates.items()):
+            self._updates, self._standing = dict(updates), None
+
+    def _return_to(self, point: list[Any] | None, updates: dict[Any, Any]) -> None:
         self._point, self._updates, self._standing, self._given = point, updates, None, None
 
     def _adjoint(self, seeds: list[Any]) -> list[Any]:
