@@ -18,6 +18,7 @@ from pyadjoint_utils import (
     ReducedFunctional,
     Tape,
     array,
+    asarray,
     get_engine,
     get_working_tape,
     minimize,
@@ -27,6 +28,7 @@ from pyadjoint_utils import (
     taylor_test,
     verify,
 )
+from pyadjoint_utils.compiling import standing
 from pyadjoint_utils.testing import CHECKS, SCENARIOS, record
 from pyadjoint_utils.testing.checks import overloaded
 
@@ -158,6 +160,38 @@ def test_another_seed_is_not_taken_for_the_expected_one(cube):
     close(fast.derivative(3.0), 9 * P**2 * B)
 
 
+@pytest.mark.parametrize("engine", ["torch", "autograd"])
+def test_what_the_user_writes_into_seeds_and_gradients_changes_no_derivative(engine):
+    e = engines.namespace(engine)
+    a = array(e.own(A))
+    fast = ReducedFunctional(e.overload(lambda x: e.sum(x * x * x))(a) * 1.0, Control(a)).compile(engines=[engine])
+    seed = e.own(np.full((), 2.0))
+    fast(P)
+    fast.derivative(asarray(seed))
+    fast(P)
+    seed += 3.0
+    close(fast.derivative(asarray(seed)), 15 * P**2)
+    fast(Q)
+    gradient = fast.derivative(asarray(seed)).value
+    gradient += 1.0
+    close(fast.derivative(asarray(seed)), 15 * Q**2)
+
+
+def test_a_scaled_gradient_comes_with_the_value_whoever_asks(cube, monkeypatch):
+    slow, a, _ = cube
+    fast = ReducedFunctional(slow.functional, Control(a), scale=3.0).compile()
+    fast.derivative()
+    (segment,) = fast._function._current().policy.at(1).steps
+    fast(P)
+    monkeypatch.setattr(type(segment), "vjp", None)
+    monkeypatch.setattr(standing, "as_float", None)  # on a device this would wait for the program
+    close(fast.derivative(), 9 * P**2 * B)
+    close(fast.value_and_derivative(Q)[1], 9 * Q**2 * B)
+    monkeypatch.undo()
+    fast.scale = 2.0
+    close(fast.derivative(), 6 * Q**2 * B)
+
+
 def test_scale_and_components(e):
     f = e.overload(lambda x, y: e.sum(x * x * y))
     a, b = array(e.own(A)), array(e.own(B))
@@ -189,6 +223,20 @@ def test_callbacks_see_what_they_see_of_the_function_itself(cube):
         assert name == other
         for a, b in zip(values, others, strict=True):
             close(a, b)
+
+
+def test_callbacks_see_the_point_and_not_what_became_of_the_users_value(e):
+    seen = []
+    a = array(e.own(A))
+    functional = ReducedFunctional(
+        e.overload(lambda x: e.sum(x * x))(a), Control(a), derivative_cb_post=lambda J, d, m: seen.append(m[0]) or d
+    )
+    for rf in (functional, functional.compile()):
+        m = array(e.own(P))
+        rf(m)
+        m._ad_imul(5.0)
+        close(rf.derivative(), 2 * P)
+        close(seen[-1], P)
 
 
 def test_updates_and_inputs(e):

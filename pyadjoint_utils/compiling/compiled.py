@@ -13,7 +13,7 @@ from pyadjoint_utils.compiling.repetitions import TURNS
 from pyadjoint_utils.compiling.segments import Budget
 from pyadjoint_utils.compiling.standing import Standing
 from pyadjoint_utils.control import checked_value
-from pyadjoint_utils.engine import Aval, Engine, get_engine
+from pyadjoint_utils.engine import Aval, Engine, get_engine, owner_of
 from pyadjoint_utils.errors import ArgumentValueError
 from pyadjoint_utils.functional import ReducedFunctional
 from pyadjoint_utils.plan import Plan
@@ -64,6 +64,7 @@ class CompiledFunction(ReducedFunction):
         self._known: dict[str, list[tuple[Engine, Aval] | None]] = {}  # what values must be in order to fit
         self._has_gradient = len(self._outputs) == 1 and _is_real_scalar(self._outputs[0])
         self._seed: Any = None  # of that gradient
+        self._scaled_seed: tuple[Any, Any] | None = None  # a scale, and that seed times it
         self._expected: list[Any] | None = None  # seeds of the derivative that follows an evaluation
 
     def describe(self) -> str:
@@ -160,7 +161,7 @@ class CompiledFunction(ReducedFunction):
         """Compute a gradient, and take note of its seed if that succeeds: later evaluations compute it with the value."""
         before = self._expected
         if self._has_gradient and seeds[0] is not None:
-            self._expected = seeds
+            self._expected = seeds if self._is_own(seeds[0]) else [_copied(seeds[0])]
         try:
             return compute()
         except BaseException:
@@ -177,8 +178,23 @@ class CompiledFunction(ReducedFunction):
             self._seed = checked_value(self._outputs[0], super()._unit_seed(), "seeds")
         return self._seed
 
+    def _scaled_unit_seed(self, scale: Any, scaled: Callable[[Any], Any]) -> Any:
+        """The unit seed times a scale: the same array each time, so that it is known again without a look at it."""
+        if self._scaled_seed is None or self._scaled_seed[0] is not scale:
+            self._scaled_seed = scale, scaled(self._unit_seed())
+        return self._scaled_seed[1]
+
+    def _is_own(self, seed: Any) -> bool:
+        """Whether nobody else can write to a seed, as a user can to theirs."""
+        own = self._seed, self._scaled_seed and self._scaled_seed[1]
+        return any(seed is bare(value) for value in own)
+
     def _values(self) -> Any:
-        return super()._values() if self._given is None else self._controls.delist(list(self._given))
+        given, point = self._given, self._point
+        # Pyadjoint's operations in place give the user's object another value.
+        if given is None or point is None or any(bare(v) is not at for v, at in zip(given, point, strict=False)):
+            return super()._values()
+        return self._controls.delist(list(given))
 
     def _output_checkpoint(self) -> Any:
         return self._current().outputs()[0]
@@ -209,10 +225,19 @@ class CompiledFunctional(ReducedFunctional):
         """Return what the functional consists of; see :meth:`CompiledFunction.describe`."""
         return self._function.describe()
 
+    def _scaled(self, value: Any) -> Any:
+        function, scaled = self._function, super()._scaled
+        return function._scaled_unit_seed(self.scale, scaled) if value is function._seed else scaled(value)
+
     def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
         function = self._function
         seeds = [bare(self._scaled(function._unit_seed()))]
         return function._expecting(seeds, lambda: super(CompiledFunctional, self).value_and_derivative(values, inputs))
+
+
+def _copied(seed: Any) -> Any:
+    engine = owner_of(seed)
+    return seed if engine is None else engine.copy(seed)
 
 
 def _kind(like: Any) -> tuple[Engine, Aval] | None:

@@ -10,13 +10,13 @@ from pyadjoint_utils.compiling.segments import OverBudget
 from pyadjoint_utils.variable import as_float
 
 
-class Evaluation:
+class PlacedProgram:
     """A program at a point, with what is known of it.
 
     Args:
         program: the program.
         point: one value for each of its sources.
-        keeping: whether what a derivative needs is kept of the evaluation, where engines can do that.
+        keeping: whether what a first derivative needs is kept of the evaluation, where engines can do that.
     """
 
     def __init__(self, program: MergedProgram, point: Sequence[Any], *, keeping: bool = False) -> None:
@@ -57,7 +57,7 @@ class Standing:
 
     def __init__(self, policy: Policy, point: Sequence[Any]) -> None:
         self.policy, self._point = policy, point
-        self._evaluations: dict[MergedProgram, Evaluation] = {}
+        self._placed: dict[MergedProgram, PlacedProgram] = {}
         self._outputs: list[Any] | None = None
         self._adjoints: tuple[list[Any], list[Any]] | None = None  # of these seeds
         self._keeping = False
@@ -68,17 +68,19 @@ class Standing:
 
     def let_go(self) -> None:
         """Keep it no longer; a derivative computes it again."""
-        for evaluation in self._evaluations.values():
-            evaluation.pull_backs = None
+        for placed in self._placed.values():
+            placed.pull_backs = None
 
-    def _of(self, order: int, compute: Callable[[Evaluation], list[Any]]) -> list[Any]:
+    def _of(self, order: int, compute: Callable[[PlacedProgram], list[Any]]) -> list[Any]:
         """Compute with the program for an order, Block by Block if it cannot be compiled in time."""
         program = self.policy.at(order)
-        evaluation = self._evaluations.get(program)
-        if evaluation is None:
-            evaluation = self._evaluations[program] = Evaluation(program, self._point, keeping=self._keeping)
+        placed = self._placed.get(program)
+        if placed is None:
+            # Second derivatives take nothing of what is kept.
+            keeping = self._keeping and order < 2
+            placed = self._placed[program] = PlacedProgram(program, self._point, keeping=keeping)
         try:
-            return compute(evaluation)
+            return compute(placed)
         except OverBudget:
             self.policy.give_up(order)
             return self._of(order, compute)
@@ -86,29 +88,31 @@ class Standing:
     def outputs(self) -> list[Any]:
         """Return the outputs."""
         if self._outputs is None:
-            self._outputs = self._of(0, lambda e: e.outputs())
+            self._outputs = self._of(0, lambda p: p.outputs())
         return self._outputs
 
     def linearize(self, seeds: list[Any]) -> None:
         """Compute the outputs and ``J^H seeds`` together."""
-        self._adjoints = seeds, self._of(1, lambda e: e.outputs_and_adjoints(seeds))
-        self._outputs = self._of(1, lambda e: e.outputs())
+        self._adjoints = seeds, self._of(1, lambda p: p.outputs_and_adjoints(seeds))
+        self._outputs = self._of(1, lambda p: p.outputs())
 
     def adjoints(self, seeds: list[Any]) -> list[Any]:
         """Return ``J^H seeds``."""
-        if self._adjoints is not None and all(map(_same, self._adjoints[0], seeds)):
-            return self._adjoints[1]
-        return self._of(1, lambda e: e.program.adjoints(e.inputs(), seeds, e.pull_backs))
+        known = self._adjoints
+        if known is not None and all(map(_same, known[0], seeds)):
+            self._adjoints = None  # the user may write into a gradient: another call returns one of its own
+            return known[1]
+        return self._of(1, lambda p: p.program.adjoints(p.inputs(), seeds, p.pull_backs))
 
     def tangents(self, directions: Sequence[Any]) -> list[Any]:
         """Return ``J directions``."""
-        return self._of(1, lambda e: e.program.tangents(e.inputs(), directions))
+        return self._of(1, lambda p: p.program.tangents(p.inputs(), directions))
 
     def second_adjoints(
         self, directions: Sequence[Any], seeds: Sequence[Any], second_seeds: Sequence[Any] | None
     ) -> list[Any]:
         """Return the derivative of ``J^H seeds`` along directions and second seeds."""
-        return self._of(2, lambda e: e.program.hessian_action(e.inputs(), seeds, directions, second_seeds))
+        return self._of(2, lambda p: p.program.hessian_action(p.inputs(), seeds, directions, second_seeds))
 
 
 def _same(a: Any, b: Any) -> bool:
