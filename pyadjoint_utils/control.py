@@ -8,7 +8,7 @@ from pyadjoint import AdjFloat, get_working_tape
 from pyadjoint.overloaded_type import OverloadedType
 
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, StaleTapeError
-from pyadjoint_utils.tapes import state_of
+from pyadjoint_utils.tapes import UPDATES, state_of
 from pyadjoint_utils.values import array, ndarray
 from pyadjoint_utils.variable import as_float, bare, entered
 
@@ -63,6 +63,7 @@ class Control(pyadjoint.Control):
         tapes = self._tapes()
         super().update(value)
         self.block_variable.updated = self.block_variable._checkpoint
+        UPDATES.count += 1
         for tape in tapes:
             state_of(tape).update(self.block_variable)
 

@@ -15,7 +15,7 @@ from pyadjoint_utils.engine import Aval
 from pyadjoint_utils.errors import StaleTapeError
 from pyadjoint_utils.progress import watched
 from pyadjoint_utils.recorded import recorded_values
-from pyadjoint_utils.tapes import TapeState, afterwards, schedule_of, state_of
+from pyadjoint_utils.tapes import UPDATES, TapeState, afterwards, schedule_of, state_of
 from pyadjoint_utils.transforming.rule_block import RuleBlock
 from pyadjoint_utils.variable import Variable, is_dropped, is_lost
 
@@ -65,6 +65,7 @@ class Plan:
         self.boundary = list(zip(seen, recorded_values(tape, list(seen)), strict=True))
         self._scope = _common_scope(self.forward)
         self._theirs = next(filter(None, map(_belongs_to_others, self.forward)), None)
+        self._unmoved: tuple[dict[Any, Any], int] | None = None  # when no other tape had moved a value
         self._steps: Steps | None = None
         if self.schedule is not None:
             lasting = (*self.sources, *self.outputs, *seen)
@@ -102,9 +103,10 @@ class Plan:
         """Raise if the way has Blocks or values that cannot be used in this thread now, or that other tapes have moved."""
         if self._theirs is not None:
             claim(self._theirs)
-        updates = state_of(self.tape).updates
-        fixed = [bv for bv, _ in self.boundary] if not updates else [*updates, *(bv for bv, _ in self.boundary)]
-        for bv in fixed:
+        updates, count = state_of(self.tape).updates, UPDATES.count
+        if self._unmoved is not None and self._unmoved[0] is updates and self._unmoved[1] == count:
+            return
+        for bv in (*updates, *[bv for bv, _ in self.boundary]):
             value = getattr(bv, "updated", None)
             if value is not None and updates.get(bv) is not value:
                 raise StaleTapeError(
@@ -112,6 +114,7 @@ class Plan:
                     "this tape was the working tape nor the Control was made on it. Update it once more with this tape as "
                     "the working tape: with set_working_tape(tape): control.update(value)."
                 )
+        self._unmoved = updates, count
 
     def reset(self) -> None:
         """Tell foreign Blocks, and what other packages keep on the tape, that a new evaluation begins."""

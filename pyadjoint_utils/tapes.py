@@ -158,6 +158,15 @@ class Tape(pyadjoint.Tape):
             self._checkpoint_manager.next_step(self._blocks, by_hand=True)
 
 
+class _Updates:
+    """How many times :meth:`Control.update` has given a variable another value, whatever tape that is on."""
+
+    count = 0
+
+
+UPDATES = _Updates()
+
+
 class TapeState(TapePackageData):
     """Whose evaluation the values on a tape belong to.
 

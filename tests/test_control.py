@@ -18,6 +18,7 @@ from pyadjoint_utils import (
     get_working_tape,
     set_working_tape,
 )
+from pyadjoint_utils.variable import Variable
 
 cube = overload_toy(lambda x: x * x * x)
 product = overload_toy(lambda x, y: x * y)
@@ -152,6 +153,21 @@ def test_an_update_that_a_tape_did_not_notice_is_an_error_there(number, evaluate
     assert float(here(value(1.0))) == 30.0
     with pytest.raises(StaleTapeError, match=r"Control\.update"):
         there(value(1.0))
+
+
+def test_values_are_looked_at_again_only_after_an_update(tape, monkeypatch):
+    a, b, c = toy([2.0]), toy([3.0]), toy([4.0])
+    rf = ReducedFunctional(total(product(product(a, b), c)), Control(a))
+    looked = []
+    rf(toy([1.0]))
+    monkeypatch.setattr(Variable, "updated", property(lambda bv: looked.append(bv)))
+    for _ in range(3):
+        rf(toy([1.0]))
+        rf.derivative()
+    assert not looked
+    monkeypatch.undo()
+    Control(b).update(toy([10.0]))
+    assert float(rf(toy([1.0]))) == 40.0
 
 
 def test_an_update_before_anything_is_recorded():
