@@ -77,15 +77,17 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
     @alone
     def derivative(self, adj_input: Any = None, apply_riesz: bool = False) -> Any:
         """Return the derivative at the last evaluation's point; as :meth:`ReducedFunction.derivative`, times ``scale``."""
-        values = list(Enlist(self._function._values()))
+        function = self._function
+        values = function._value_list()
         controls = self.derivative_cb_pre(self.controls)
         if not controls:
             raise ArgumentValueError("derivative_cb_pre must return the list of controls to differentiate by.")
-        adj_input = self._function._unit_seed() if adj_input is None else adj_input
-        (seed,) = self._function._checked(adj_input, self._function._outputs, "seeds")
-        results = dict(zip(map(id, self.controls), self._function._adjoint([self._scaled(seed)]), strict=True))
-        derivatives = [riesz(c, results[id(c)]) if apply_riesz else results[id(c)] for c in controls]
-        derivatives = self.derivative_cb_post(self._function._output_checkpoint(), derivatives, values)
+        (seed,) = function._seeds(adj_input)
+        results = {id(c): v for c, v in zip(self.controls, function._adjoint([self._scaled(seed)]), strict=True)}
+        derivatives = [results[id(c)] for c in controls]
+        if apply_riesz:
+            derivatives = [riesz(c, v) for c, v in zip(controls, derivatives, strict=True)]
+        derivatives = self.derivative_cb_post(function._output_checkpoint(), derivatives, values)
         if not derivatives:
             raise ArgumentValueError("derivative_cb_post must return the list of derivatives.")
         return self.controls.delist(list(derivatives))
@@ -99,7 +101,7 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
         values = function._values()
         self.hessian_cb_pre(values)
         directions = function._checked(m_dot, function._controls, "directions")
-        (seed,) = function._checked(function._unit_seed(), function._outputs, "seeds")
+        (seed,) = function._seeds(None)
         second = None
         if hessian_input is not None:
             second = [self._scaled(*function._checked(hessian_input, function._outputs, "hessian_input"))]
@@ -157,11 +159,9 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
         return operator if self.scale == 1.0 else self.scale * operator
 
     def _scaled_seed(self, adj: Any) -> Any:
-        function = self._function
-        return self._scaled(
-            *function._checked(function._unit_seed() if adj is None else adj, function._outputs, "seeds")
-        )
+        return self._scaled(*self._function._seeds(adj))
 
+    @alone
     def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
         """Return ``(self(values), self.derivative())``."""
         return self(values, inputs), self.derivative()

@@ -31,7 +31,7 @@ from pyadjoint_utils.variable import entered
 def recorded_gradient(J: Any, m: Any, tape: pyadjoint.Tape | None, adj_value: Any) -> Any:
     """Record the gradient of ``J`` on the tape and return it; see :func:`compute_gradient`."""
     rf = ReducedFunction(J, m, tape)
-    seeds = rf._checked(rf._unit_seed() if adj_value is None else adj_value, rf._outputs, "seeds")
+    seeds = rf._seeds(adj_value)
     with _recording(rf):
         results = RecordedSweep(rf._plan).adjoints(seeds, [c.control for c in rf.controls])
     return Enlist(m).delist(results)

@@ -406,7 +406,7 @@ class ReducedFunction(AbstractReducedFunctional):
             apply_riesz: as for :meth:`derivative`.
         """
         directions = self._checked(m_dot, self._controls, "directions")
-        seeds = self._checked(self._unit_seed(), self._outputs, "seeds")
+        seeds = self._seeds(None)
         second = None if hessian_input is None else self._checked(hessian_input, self._outputs, "hessian_input")
         values = self._values()
         self.hess_action_cb_pre(values)
@@ -417,6 +417,7 @@ class ReducedFunction(AbstractReducedFunctional):
         self.hess_action_cb_post(self._output_values(), result, values)
         return result
 
+    @alone
     def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
         """Return ``(self(values), self.derivative())``."""
         return self(values, inputs), self.derivative()
@@ -605,12 +606,18 @@ class ReducedFunction(AbstractReducedFunctional):
             for k, (like, value) in enumerate(zip(likes, given, strict=True))
         ]
 
+    def _seeds(self, given: Any) -> list[Any]:
+        """Cotangents of the outputs; of a real scalar 1 where none are given."""
+        return self._checked(self._unit_seed() if given is None else given, self._outputs, "seeds")
+
     def _values(self) -> Any:
         """The controls' values at the point of the last evaluation, wrapped for callbacks."""
-        values = [
+        return self._controls.delist(self._value_list())
+
+    def _value_list(self) -> list[Any]:
+        return [
             c.control._ad_restore_at_checkpoint(v) for c, v in zip(self._controls, self._last_point(), strict=False)
         ]
-        return self._controls.delist(values)
 
     def _output_checkpoint(self) -> Any:
         """The first output's value as the tape stores it."""

@@ -174,9 +174,10 @@ class Rules:
         local = self.at(tuple(ins), outs)
         x, c = local.split(primals, constants)
         both = local.value_and_vjp((*x, *[seeds[k] for k in outs]), c)
-        for i, xb in zip(ins, both[len(self.outputs) :], strict=True):
+        n = len(self.outputs)
+        for i, xb in zip(ins, both[n:], strict=True):
             results[i] = xb
-        return both[: len(self.outputs)], results
+        return both[:n], results
 
     def value_and_pull_back(
         self, primals: Arrays, constants: Arrays, ins: Sequence[int], outs: Sequence[int]

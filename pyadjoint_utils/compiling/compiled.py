@@ -90,7 +90,7 @@ class CompiledFunction(ReducedFunction):
         return outputs
 
     def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
-        seeds = [bare(self._unit_seed())]
+        seeds = [bare(seed) for seed in self._seeds(None)]
         return self._expecting(seeds, lambda: super(CompiledFunction, self).value_and_derivative(values, inputs))
 
     @alone
@@ -110,8 +110,9 @@ class CompiledFunction(ReducedFunction):
         known = self._known.get(what)
         if known is None:
             known = self._known[what] = [_kind(getattr(like, "control", like)) for like in likes]
-        if type(values) is list and len(values) == len(known) and _all_fit(values, known):
-            return values
+        given = [values] if type(values) is ndarray else values
+        if type(given) is list and len(given) == len(known) and _all_fit(given, known):
+            return given
         return super()._checked(values, likes, what, optional=optional)
 
     def _at(self, point: Sequence[Any], updates: dict[Any, Any]) -> Standing:
@@ -178,6 +179,9 @@ class CompiledFunction(ReducedFunction):
             self._seed = checked_value(self._outputs[0], super()._unit_seed(), "seeds")
         return self._seed
 
+    def _seeds(self, given: Any) -> list[Any]:
+        return super()._seeds(given) if given is not None else [self._unit_seed()]
+
     def _scaled_unit_seed(self, scale: Any, scaled: Callable[[Any], Any]) -> Any:
         """The unit seed times a scale: the same array each time, so that it is known again without a look at it."""
         if self._scaled_seed is None or self._scaled_seed[0] is not scale:
@@ -189,12 +193,12 @@ class CompiledFunction(ReducedFunction):
         own = self._seed, self._scaled_seed and self._scaled_seed[1]
         return any(seed is bare(value) for value in own)
 
-    def _values(self) -> Any:
+    def _value_list(self) -> list[Any]:
         given, point = self._given, self._point
         # Pyadjoint's operations in place give the user's object another value.
         if given is None or point is None or any(bare(v) is not at for v, at in zip(given, point, strict=False)):
-            return super()._values()
-        return self._controls.delist(list(given))
+            return super()._value_list()
+        return list(given)
 
     def _output_checkpoint(self) -> Any:
         return self._current().outputs()[0]
@@ -231,7 +235,7 @@ class CompiledFunctional(ReducedFunctional):
 
     def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
         function = self._function
-        seeds = [bare(self._scaled(function._unit_seed()))]
+        seeds = [bare(self._scaled(*function._seeds(None)))]
         return function._expecting(seeds, lambda: super(CompiledFunctional, self).value_and_derivative(values, inputs))
 
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from pyadjoint_utils.compiling.lone_step import LoneStep
 from pyadjoint_utils.compiling.program import Program, PullBacks, Step, accumulate
 from pyadjoint_utils.compiling.segments import Segment
 from pyadjoint_utils.variable import bare
@@ -35,6 +36,7 @@ class MergedProgram(Program):
             self._constants_placed[slot] = bare(value)
         feeding = set(map(id, self.feeding))
         self.ending = [step for step in self.steps if id(step) not in feeding]
+        self._lone = LoneStep.of(self)
 
     def placed(self, sources: Sequence[Any]) -> list[Any]:
         environment = self._constants_placed.copy()
@@ -82,6 +84,8 @@ class MergedProgram(Program):
 
     def finish_with_adjoints(self, environment: list[Any], seeds: Sequence[Any]) -> list[Any]:
         """Compute the rest, and return one cotangent per control."""
+        if self._lone is not None:
+            return self._lone.value_and_adjoints(environment, seeds)
         adjoints = self.seeded(seeds)
         for step in self.ending:
             given = self.passed(adjoints, step) or [None] * len(step.outputs)
@@ -99,18 +103,9 @@ class MergedProgram(Program):
         second_seeds: Sequence[Any] | None,
     ) -> list[Any]:
         """Return the derivatives of the controls' cotangents."""
-        if not self.whole or second_seeds is not None:
+        if self._lone is None or second_seeds is not None:
             return self.second_adjoints(environment, seeds, tangents, second_seeds)[1]
-        (step,) = self.steps
-        pushed: list[Any] = [None] * len(self.avals)
-        for slot, value in zip(self.sources, tangents, strict=False):
-            pushed[slot] = value
-        given = self.passed(self.seeded(seeds), step)
-        results: list[Any] = [None] * len(self.avals)
-        if given is not None:
-            values, dx = ([v[k] for k in step.inputs] for v in (environment, pushed))
-            accumulate(results, step.inputs, step.vjp_tangent(values, given, dx))
-        return [results[k] for k in self.sources[: self.n_controls]]
+        return self._lone.adjoint_tangents(environment, seeds, tangents)
 
 
 def _on(step: Step, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Step:

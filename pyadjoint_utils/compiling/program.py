@@ -311,6 +311,11 @@ def accumulate(values: list[Any], slots: Sequence[int], terms: Sequence[Any]) ->
 def _arrays(values: Sequence[Any], avals: Sequence[Aval], engine: Engine) -> tuple[Any, ...]:
     """Values as arrays of an engine, with the dtypes that its function was prepared for; None stays None."""
     types = engine.array_types
+    for value in values:
+        if type(value) not in types:
+            break
+    else:
+        return tuple(values)
     return tuple(
         [
             value if value is None or type(value) in types else entered(value, aval, engine)

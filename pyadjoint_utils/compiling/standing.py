@@ -71,7 +71,7 @@ class Standing:
         for placed in self._placed.values():
             placed.pull_backs = None
 
-    def _of(self, order: int, compute: Callable[[PlacedProgram], list[Any]]) -> list[Any]:
+    def _of(self, order: int, compute: Callable[[PlacedProgram], Any]) -> Any:
         """Compute with the program for an order, Block by Block if it cannot be compiled in time."""
         program = self.policy.at(order)
         placed = self._placed.get(program)
@@ -88,13 +88,13 @@ class Standing:
     def outputs(self) -> list[Any]:
         """Return the outputs."""
         if self._outputs is None:
-            self._outputs = self._of(0, lambda p: p.outputs())
+            self._outputs = self._of(0, PlacedProgram.outputs)
         return self._outputs
 
     def linearize(self, seeds: list[Any]) -> None:
         """Compute the outputs and ``J^H seeds`` together."""
-        self._adjoints = seeds, self._of(1, lambda p: p.outputs_and_adjoints(seeds))
-        self._outputs = self._of(1, lambda p: p.outputs())
+        adjoints, self._outputs = self._of(1, lambda p: (p.outputs_and_adjoints(seeds), p.outputs()))
+        self._adjoints = seeds, adjoints
 
     def adjoints(self, seeds: list[Any]) -> list[Any]:
         """Return ``J^H seeds``."""
