@@ -416,6 +416,31 @@ def test_values_that_leave_a_program():
     close(grad(lambda x: (grad(f)(x) * 0.0 + kept[-1]).sum())(X).numpy(), [2.0, 2.0, 2.0])
 
 
+@pytest.mark.parametrize("applied", ["linearize", "vjp"])
+def test_linear_maps_that_leave_a_program(applied):
+    """A map applied after its program has ended depends on what the program captured, or is an error."""
+    kept = []
+
+    def f(x):
+        program = lambda z: z * z * x * b  # noqa: E731
+        pull, push = vjp(program, x * 1.0)[1], linearize(program, x * 1.0)[1]
+        kept.append(push if applied == "linearize" else lambda t: pull(t)[0])
+        return x * b * x
+
+    b = array(2.0)
+    gradient = grad(f)(2.0)
+    result = kept[0](1.0)  # 8 b
+    J = ReducedFunctional(result * result, Control(b))
+    close(J.derivative().numpy(), 256.0)
+    close(J(array(5.0)).numpy(), 1600.0)
+    del gradient
+    b = array(2.0)
+    grad(f)(2.0)
+    gc.collect()
+    with pytest.raises(CapturedValueError, match="has_aux=True"):
+        kept[1](1.0) * 3.0
+
+
 def test_nothing_is_kept_alive():
     """Results keep what they may need to be recorded, and give it free without waiting for the collector."""
     gc.collect()

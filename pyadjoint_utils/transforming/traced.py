@@ -163,6 +163,9 @@ class Traced:
             except BaseException:
                 self._moved = False
                 raise
+        elif isinstance(self._outer, ProgramTape):
+            for _, stand_in in self.tape.entries:
+                _ = stand_in.block_variable  # the program that this one was placed in may have ended
         return variable
 
     def _move(self) -> None:
