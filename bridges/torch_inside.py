@@ -19,6 +19,7 @@ _transforming = torch._C._are_functorch_transforms_active
 _get_dispatch_mode, _PROXY = torch._C._get_dispatch_mode, torch._C._TorchDispatchModeKey.PROXY
 _is_tracing, _FakeTensor = torch._C._is_tracing, torch._subclasses.FakeTensor
 _is_legacy = torch._C._functorch.is_legacy_batchedtensor
+_is_wrapped, _unwrapped = torch._C._functorch.is_functorch_wrapped_tensor, torch._C._functorch.get_unwrapped
 
 
 # One function from outside -----------------------------------------------------------------------------------------------
@@ -174,9 +175,15 @@ def _own(tensors: Tensors, others: list[Any]) -> list[torch.Tensor]:
     """The tensors, each in memory of its own: what the user does to one of them changes nothing else."""
     mine = []
     for t in tensors:
-        mine.append(t.clone() if any(t is other for other in others) else t)
+        mine.append(t.clone() if _is_view(t) or any(t is other for other in others) else t)
         others.append(t)
     return mine
+
+
+def _is_view(t: torch.Tensor) -> bool:
+    while _is_wrapped(t):
+        t = _unwrapped(t)
+    return t._is_view()
 
 
 class TapeModule(torch.nn.Module):

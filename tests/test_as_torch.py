@@ -303,6 +303,24 @@ def test_a_result_does_not_share_the_memory_of_a_value():
     assert v.tolist() == [0.1, 0.2, 0.3]
 
 
+def test_a_view_of_a_value_or_of_a_constant_is_a_result_of_its_own():
+    x, c = array(np.array([[1.0, 2.0], [3.0, 4.0]])), array(np.array([5.0, 6.0]))
+    f = as_torch(ReducedFunction(list(overload_torch(lambda x, c: (x.T, x[0], c.view(-1)))(x, c)), Control(x)))
+    v = tensor([[0.1, 0.2], [0.3, 0.4]])
+
+    def write(v):
+        outputs = f(v)
+        for y in outputs:
+            y.mul_(3.0)
+        return outputs
+
+    torch.testing.assert_close(write(v), [3 * v.T, 3 * v[0], tensor([15.0, 18.0])])
+    torch.testing.assert_close(torch.func.vmap(write)(v[None])[0][0], 3 * v.T)
+    torch.testing.assert_close(f(v), [v.T, v[0], tensor([5.0, 6.0])])
+    assert v.tolist() == [[0.1, 0.2], [0.3, 0.4]]
+    assert c.numpy().tolist() == [5.0, 6.0]
+
+
 def test_a_tensor_that_was_written_to_between_is_noticed():
     x = array(np.array([1.0, 2.0]))
     f = as_torch(ReducedFunction(np.sin(x).sum(), Control(x)))

@@ -422,7 +422,7 @@ def test_linear_maps_that_leave_a_program(applied):
     kept = []
 
     def f(x):
-        program = lambda z: z * z * x * b  # noqa: E731
+        program = lambda z: z * z * x * b
         pull, push = vjp(program, x * 1.0)[1], linearize(program, x * 1.0)[1]
         kept.append(push if applied == "linearize" else lambda t: pull(t)[0])
         return x * b * x
