@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bridges.jax_callbacks import inside_program, movable
+from bridges.jax_callbacks import movable, this_thread
 from bridges.jax_inside import as_jax
 from bridges.jax_programs import build, loop, seconds, split_vjp_of, work
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, Work
@@ -67,7 +67,7 @@ class JaxEngine(Engine):
                 return jnp.asarray(array)
         with jax.enable_x64(True):
             array = jax.dlpack.from_dlpack(source)
-            if inside_program():
+            if this_thread.inside:
                 array = jnp.asarray(movable(array))
             return array if dtype is None else array.astype(dtype)
 
@@ -140,11 +140,11 @@ class JaxEngine(Engine):
 
         def call(x: Arrays, c: Arrays) -> Arrays:
             nonlocal wide
-            if inside_program():
+            if this_thread.inside:
                 x, c = tuple([movable(a) for a in x]), tuple([movable(a) for a in c])
             if wide is None:  # decided once: all calls have the same dtypes
                 wide = any(a.dtype in _WIDE for a in (*x, *c))
-            if not wide or jax.config.jax_enable_x64:
+            if not wide or jax.enable_x64.value:
                 return f(x, c)
             with jax.enable_x64(True):
                 return f(x, c)

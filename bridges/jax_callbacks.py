@@ -22,12 +22,16 @@ _TARGETS = {
 
 
 class _Thread(threading.local):
-    """Whether this thread runs a function that a JAX program called."""
+    """This thread, as JAX programs see it.
+
+    Attributes:
+        inside: whether it runs a function that a JAX program called.
+    """
 
     inside = False
 
 
-_thread = _Thread()
+this_thread = _Thread()
 
 
 @functools.cache
@@ -38,11 +42,6 @@ def _device() -> Any:
     """
     client: Any = xla_client.make_cpu_client(asynchronous=False)
     return client.local_devices()[0]
-
-
-def inside_program() -> bool:
-    """Whether this thread runs a function that a JAX program called."""
-    return _thread.inside
 
 
 def movable(array: Any) -> Any:
@@ -66,7 +65,7 @@ def emit(ctx: Any, operands: Sequence[Any], host: Host, name: str) -> Any:
     shapes = [(aval.shape, aval.dtype) for aval in ctx.avals_out]
 
     def call(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-        was_inside, _thread.inside = _thread.inside, True
+        was_inside, this_thread.inside = this_thread.inside, True
         try:
             with jax.default_device(_device()):
                 results = host(arrays)
@@ -77,7 +76,7 @@ def emit(ctx: Any, operands: Sequence[Any], host: Host, name: str) -> Any:
                 f"{name} failed in a JAX program:\n{''.join(traceback.format_exception(error))}"
             ) from error
         finally:
-            _thread.inside = was_inside
+            this_thread.inside = was_inside
 
     platform = ctx.module_context.platforms[0]
     if platform not in _TARGETS:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -284,8 +285,7 @@ class Plan:
         return isolated if self._cut else evaluate
 
 
-def _value_of(block: Block) -> None:
-    block.recompute()
+_value_of: Callable[[Block], None] = methodcaller("recompute")
 
 
 def _tangent_of(block: Block) -> None:
