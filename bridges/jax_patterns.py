@@ -60,6 +60,10 @@ def _numbers(atom: Any) -> np.ndarray:
     return np.arange(_size(atom)).reshape(atom.aval.shape)
 
 
+def _zeros(atom: Any) -> Any:
+    return jnp.zeros(atom.aval.shape, atom.aval.dtype)
+
+
 def _lines(shape: Sequence[int], axes: Iterable[int]) -> tuple[np.ndarray, int]:
     """The number of the line along some axes that each number of an array is on, and how many lines there are."""
     kept = [1 if axis in tuple(axes) else length for axis, length in enumerate(shape)]
@@ -146,7 +150,7 @@ _IN_NUMPY: dict[str, Callable[..., np.ndarray]] = {
 def _gather(eqn: Any, given: Sequence[Value]) -> Patterns:
     operand, indices = given
     axes = () if indices.known else eqn.params["dimension_numbers"].start_index_map
-    index = indices.known() if indices.known else jnp.zeros(eqn.invars[1].aval.shape, int)
+    index = indices.known() if indices.known else _zeros(eqn.invars[1])
     return _read(eqn, operand, axes, [index], fill_value=-1)
 
 
@@ -154,7 +158,8 @@ def _dynamic_slice(eqn: Any, given: Sequence[Value]) -> Patterns:
     operand, *starts = given
     shape, sizes = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]
     axes = [k for k, start in enumerate(starts) if start.known is None and sizes[k] < shape[k]]
-    return _read(eqn, operand, axes, [start.known() if start.known else jnp.zeros((), int) for start in starts])
+    index = [start.known() if start.known else _zeros(v) for start, v in zip(starts, eqn.invars[1:], strict=True)]
+    return _read(eqn, operand, axes, index)
 
 
 def _read(eqn: Any, operand: Value, axes: Sequence[int], indices: Sequence[Any], **parameters: Any) -> Patterns:
@@ -174,7 +179,7 @@ def _scatter(eqn: Any, given: Sequence[Value]) -> Patterns:
     if updates.pattern is not None:
         shape = eqn.outvars[0].aval.shape
         axes = () if indices.known else eqn.params["dimension_numbers"].scatter_dims_to_operand_dims
-        index = indices.known() if indices.known else jnp.zeros(eqn.invars[1].aval.shape, int)
+        index = indices.known() if indices.known else _zeros(eqn.invars[1])
         lines, count = _lines(shape, axes)
 
         def add(update: Any) -> Any:

@@ -130,6 +130,9 @@ CONSERVATIVE = {
     "rows at computed places": lambda x: jnp.take(x.reshape(4, 3), jnp.argsort(x[:4]), axis=0),
     "scatter to computed places": lambda x: x.at[jnp.argsort(x)[:2]].add(x[:2]),
     "slice at a computed place": lambda x: lax.dynamic_slice(x, (jnp.int32(x[0]),), (3,)) ** 2,
+    "slice at a known and a computed place": lambda x: (
+        lax.dynamic_slice(x.reshape(4, 3), (jnp.int32(1), jnp.int32(x[0] > 0)), (2, 2)) ** 2
+    ),
     "update at a computed place": lambda x: lax.dynamic_update_slice(x, x[:2] ** 2, (jnp.int32(x[0]),)),
     "overwritten once": lambda x: x.at[INDEX[:3]].set(x[:3] ** 2, unique_indices=True),
     "overwritten": lambda x: x.at[INDEX[:3]].set(x[:3] ** 2),
@@ -215,6 +218,7 @@ def test_backward_rules_alone():
 
 def test_programs_that_look_at_values_are_not_traced():
     assert asked(lambda x: x * 2 if x[0] > 0 else x[::-1]) is None
+    assert asked(lambda x: x[x > 0]) is None
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -302,6 +302,19 @@ def test_products_in_parts_that_fit_in_memory(products, monkeypatch):
     np.testing.assert_allclose(full.jac_matrix(sparsity="detect").toarray(), full.jac_matrix().numpy())
 
 
+@all_engines
+def test_matrices_without_entries(engine):
+    """Of a linear function, and of one whose derivative is zero: there is nothing to multiply."""
+    of = functions(engine)
+    x = array(X)
+    linear = ReducedFunction(overload(lambda x: 2.0 * x, engine)(x), Control(x))
+    assert linear.hess_matrix(X, sparsity="detect").nnz == 0
+    rounded = ReducedFunction(overload(lambda x: of("floor")(x) + 0.0 * x, engine)(x), Control(x))
+    found = rounded.jac_matrix(sparsity="detect")
+    assert found.shape == (N, N)
+    assert not found.toarray().any()
+
+
 # Nothing is missed -------------------------------------------------------------------------------------------------------
 
 

@@ -227,7 +227,8 @@ def _parted(rows: np.ndarray, avals: Sequence[Aval]) -> list[np.ndarray]:
 
 
 def _joined(results: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([result.reshape((len(result), -1)) for result in results], axis=1)
+    rows = [result.reshape((len(result), math.prod(result.shape[1:]))) for result in results]  # there may be none
+    return np.concatenate(rows, axis=1)
 
 
 def _blocks(matrix: Any, rows: Sequence[Aval], columns: Sequence[Aval]) -> list[list[Any]]:
