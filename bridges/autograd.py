@@ -14,6 +14,7 @@ import numpy as np
 from autograd.builtins import DictBox, SequenceBox, container_take
 from autograd.core import vspace
 from autograd.extend import defjvp_argnums, defvjp_argnums, primitive
+from autograd.numpy.numpy_boxes import ArrayBox
 from autograd.tracer import Box, getval, isbox
 
 from bridges.autograd_inside import as_autograd
@@ -59,6 +60,7 @@ class AutogradEngine(NumPyArrays):
 
     name = "autograd"
     holds = "numpy"
+    tracer_types = (ArrayBox,)
 
     def is_tracer(self, leaf: Any) -> bool:
         return isinstance(leaf, Box)

@@ -1,6 +1,5 @@
 """PyTorch: eager maps over ``torch.autograd``, reverse mode with a tape of its own and forward mode with dual numbers."""
 
-import contextlib
 import functools
 import importlib
 import threading
@@ -11,20 +10,18 @@ import numpy as np
 import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.utils.checkpoint
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from bridges.torch_batches import batch_of, generic
 from bridges.torch_functions import FUNCTIONS
+from bridges.torch_graphs import require_grad, split_vjp_of, value_and_vjp_of, vjp_of, with_grad_mode
 from bridges.torch_inside import as_torch
-from bridges.torch_kernels import ONE_AT_A_TIME, plain_kernels
+from bridges.torch_kernels import ONE_AT_A_TIME
 from bridges.torch_modules import OverloadedModule, random_state, set_random_state
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
 from pyadjoint_utils.errors import (
     ArgumentTypeError,
     ImmutableError,
     MissingEngineError,
-    NotDifferentiableError,
     UnsupportedError,
 )
 from pyadjoint_utils.overloading import overload
@@ -94,86 +91,11 @@ def _settled(array: torch.Tensor) -> torch.Tensor:
 
 # Of dual levels there is one in the whole process, so threads take turns; who finds it taken transposes the VJP.
 _level = threading.Lock()
-_grad_enabled = torch.is_grad_enabled
-_set_grad_enabled = torch._C._set_grad_enabled  # torch.no_grad() costs as much as a small operation
 _transforming = torch._C._are_functorch_transforms_active
-
-
-def _with_grad_mode(mode: bool, f: Callable[..., Any]) -> Callable[..., Any]:
-    """Run with autograd's recording on or off, whatever the caller's mode."""
-
-    @functools.wraps(f)
-    def call(*args: Any) -> Any:
-        before = _grad_enabled()
-        _set_grad_enabled(mode)
-        try:
-            return f(*args)
-        finally:
-            _set_grad_enabled(before)
-
-    return call
-
-
-def _require_grad(arrays: Iterable[Any]) -> bool:
-    return any(isinstance(t, torch.Tensor) and t.requires_grad for t in arrays)
 
 
 def _is_dual(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None
-
-
-def _leaf(x: torch.Tensor) -> torch.Tensor:
-    """A variable to differentiate by, still linked to an outer graph and carrying an outer tangent."""
-    alias = x.view_as(x)
-    return alias if alias.requires_grad else alias.requires_grad_()
-
-
-@functools.partial(_with_grad_mode, True)
-def _pull_back(f: Map, primals: Arrays, seeds: Arrays, c: Arrays, nested: bool) -> Arrays:
-    leaves = tuple([_leaf(x) for x in primals])
-    with plain_kernels() if nested else contextlib.nullcontext():
-        outputs = f(leaves, c)
-    live = [(y, yb) for y, yb in zip(outputs, seeds, strict=True) if y.requires_grad]
-    if not live:
-        return tuple([torch.zeros_like(x) for x in primals])
-    y, yb = zip(*live, strict=True)
-    xb = torch.autograd.grad(y, leaves, yb, create_graph=nested, allow_unused=True)
-    if nested and _require_grad(yb):
-        _check_linear(xb)
-    return tuple([torch.zeros_like(x) if b is None else b for x, b in zip(primals, xb, strict=True)])
-
-
-def _check_linear(xb: Sequence[torch.Tensor | None]) -> None:
-    """A VJP is linear in its seed: a result without a link to it, other than zero, has been cut off on the way."""
-    for b in xb:
-        if b is not None and not b.requires_grad and b.detach().any():
-            raise NotDifferentiableError(
-                "The backward of a torch.autograd.Function computes outside of torch (or detaches), so that its own "
-                "derivative would be lost. Write it with torch operations, or mark it once_differentiable and stay at "
-                "first order."
-            )
-
-
-class _Leaving(TorchFunctionMode):
-    """Refuses to turn a tensor that is being differentiated into a Python number, which drops its derivative silently."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _COPIES and not isinstance(args[0], torch.Tensor) and _require_grad(tree_leaves(args[0])):
-            raise NotDifferentiableError(
-                f"torch.{func.__name__} copies numbers out of tensors that are differentiated, which would lose their "
-                "derivative. Write torch.stack([...])."
-            )
-        if func in _NUMBERS and args[0].requires_grad:
-            raise NotDifferentiableError(
-                f"An overloaded function takes a number out of a tensor that is differentiated (Tensor.{func.__name__}), "
-                "which would lose its derivative. Compute with the tensor itself; where the number is meant as a "
-                "constant, write x.detach().item()."
-            )
-        return func(*args, **(kwargs or {}))
-
-
-_COPIES = {torch.tensor, torch.as_tensor, torch.asarray}
-_NUMBERS = {torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__float__, torch.Tensor.__int__}
 
 
 def _disjoint(x: torch.Tensor) -> torch.Tensor:
@@ -287,23 +209,21 @@ class TorchEngine(Engine):
         )
 
     def vjp_of(self, f: Map, n: int) -> Map:
-        checked = False
+        pull_back = vjp_of(f, n)
 
         def vjp(x: Arrays, c: Arrays) -> Arrays:
-            nonlocal checked
-            primals, seeds = x[:n], x[n:]
             if _transforming():
-                return torch.func.vjp(lambda *x: f(x, c), *primals)[1](tuple(seeds))
-            # A graph of the gradients only where an outer map differentiates them in reverse mode.
-            nested = _require_grad((*x, *c))
-            if checked:
-                return _pull_back(f, primals, seeds, c, nested)
-            with _Leaving():
-                xb = _pull_back(f, primals, seeds, c, nested)
-            checked = True
-            return xb
+                return torch.func.vjp(lambda *x: f(x, c), *x[:n])[1](tuple(x[n:]))
+            return pull_back(x, c)
 
         return vjp
+
+    def value_and_vjp_of(self, f: Map, n: int, outs: Sequence[int]) -> Map:
+        together, apart = value_and_vjp_of(f, n, outs), super().value_and_vjp_of(f, n, outs)
+        return lambda x, c: (apart if _transforming() else together)(x, c)
+
+    def split_vjp_of(self, f: Map, n: int, outs: Sequence[int]) -> tuple[Map, Map]:
+        return split_vjp_of(f, n, outs)
 
     def jvp_of(self, f: Map, n: int) -> Map:
         forward: bool | None = None  # whether forward mode is right; unknown before the first call
@@ -319,7 +239,7 @@ class TorchEngine(Engine):
                 return (*y, *dy)
             # Torch's forward formulas are not to be differentiated again: several drop a term then, without a word.
             # Its reverse ones are, so what is nested in an outer map is the transposed VJP.
-            if forward is not False and not _require_grad((*x, *c)):
+            if forward is not False and not require_grad((*x, *c)):
                 if forward is None:
                     forward = self._forward_is_right(f, x, c, n)
                 result = self._forward(f, x, c, n) if forward else None
@@ -386,7 +306,7 @@ class TorchEngine(Engine):
         return batch_of(f, batched, super().batch_of(f, batched))
 
     def compile(self, f: Map, avals: Sequence[Aval]) -> Map:
-        base = _with_grad_mode(False, f)
+        base = with_grad_mode(False, f)
         checked = False
 
         def run(x: Arrays, c: Arrays) -> Arrays:

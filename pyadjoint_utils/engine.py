@@ -63,6 +63,7 @@ class Engine:
     Attributes:
         name: the engine's name in the registry, for example ``"jax"``.
         array_types: the exact classes of the concrete arrays that it owns.
+        tracer_types: exact classes of arrays in its transformations, beside those, where functions run again and again.
         holds: name of the engine that owns the arrays this engine computes on; only an engine that differentiates
             another one's arrays (autograd those of NumPy) says something else than its own name.
     """
@@ -74,6 +75,7 @@ class Engine:
     # way would be dropped without a word otherwise.
     traces_derivatives = False
     array_types: tuple[type, ...] = ()
+    tracer_types: tuple[type, ...] = ()
     holds: str = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -57,22 +57,38 @@ class Prepared:
         order = (*key.taped, *key.constant)
         user_function = overloaded.function
         check_captures(user_function, self.name)
+        # What costs as much as a small operation is left out where nothing is nested and one array is returned.
+        only_arrays = order == tuple(range(len(leaves)))
+        positional = structure == engine.flatten((tuple(leaves), {}))[1]
+        single, (_, single_structure) = {*engine.array_types, *engine.tracer_types}, engine.flatten(object())
 
         def arguments(arrays: Arrays) -> Arguments:
-            filled = list(template)
-            for i, array in zip(order, arrays, strict=True):
-                filled[i] = array
-            return engine.unflatten(structure, filled)
+            filled: Sequence[Any] = arrays
+            if not only_arrays:
+                filled = list(template)
+                for i, array in zip(order, arrays, strict=True):
+                    filled[i] = array
+            return (filled, {}) if positional else engine.unflatten(structure, filled)
+
+        def apply(arrays: Arrays) -> Any:
+            args, kwargs = arguments(arrays)
+            return user_function(*args, **kwargs)
+
+        if only_arrays and positional:
+            apply = lambda arrays: user_function(*arrays)
 
         def flat(arrays: Arrays) -> Arrays:
-            args, kwargs = arguments(arrays)
-            RUNNING.engines.append(engine)
-            RUNNING.names.append(self.name)
+            engines, names = RUNNING.engines, RUNNING.names
+            engines.append(engine)
+            names.append(self.name)
             try:
-                result = user_function(*args, **kwargs)
+                result = apply(arrays)
             finally:
-                RUNNING.engines.pop()
-                RUNNING.names.pop()
+                engines.pop()
+                names.pop()
+            if type(result) in single:
+                self.out_structure = RUNNING.structure = single_structure
+                return (result,)
             outputs, self.out_structure = engine.flatten(result)
             RUNNING.structure = self.out_structure
             return tuple([self._output(k, leaf) for k, leaf in enumerate(outputs)])

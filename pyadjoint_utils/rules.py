@@ -48,6 +48,7 @@ class Rules:
         self.active = tuple(active)
         self.compiled = compiled or not engine.traces
         self.steady = self.compiled and engine.traces  # a program returns the same dtypes each time
+        self.splits = self.compiled  # what an engine would trace, but runs as it is, may take another way each time
         self.name = name
         self.outputs: tuple[Aval, ...] = ()  # known after the first run
         self.points: Points | None = None  # likewise
@@ -317,7 +318,7 @@ class LocalRules:
     def split_vjp(self) -> tuple[Map, Map] | None:
         """``(x, c) -> (*y, *kept)`` and ``(yb, (*kept, *x, *c)) -> xb``; None where the engine cannot split a VJP."""
         rules = self.rules
-        if not (rules.compiled and rules.engine.traces):  # a function that runs may take another way each time
+        if not rules.splits:
             return None
         halves = rules.engine.split_vjp_of(self.whole, self.n, self.outs)
         return None if halves is None else (rules.prepare(halves[0]), rules.prepare(halves[1]))

@@ -1,6 +1,7 @@
 """Several functions of an engine as one: calls over numbered slots."""
 
 import itertools
+import operator
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any
@@ -43,10 +44,6 @@ class Values(dict[int, Any]):
             return first.stack if whole else self.part(first.stack, slice(first.k, first.k + len(found)))
         return self._function("stack")([self.one(slot) for slot in slots])
 
-    def cast(self, array: Any, aval: Aval) -> Any:
-        """Return an array with the dtype of an aval."""
-        return self._function("astype")(array, aval.dtype)
-
     def part(self, array: Any, index: Any) -> Any:
         """Return ``array[index]``."""
         return self._function("getitem")(array, index)
@@ -72,10 +69,7 @@ class Values(dict[int, Any]):
         return self._function("concatenate")([a, b])
 
     def _function(self, name: str) -> Callable[..., Any]:
-        function = self.engine.function(name)
-        if function is None:
-            raise NotImplementedError(f"The engine {self.engine.name!r} merges Blocks, but has no function {name!r}.")
-        return function
+        return _function(self.engine, name)
 
 
 class Call:
@@ -123,14 +117,25 @@ class Call:
 
     def run(self, values: Values) -> None:
         """Compute the outputs."""
-        rules, engine = self.rules, values.engine
-        arrays = [values.one(slot) for slot in self.inputs]
-        for i in self.stops:
-            arrays[i] = engine.stop(arrays[i])
-        for i in self.casts:
-            arrays[i] = values.cast(arrays[i], rules.inputs[i])
-        function = engine.inlined(rules.function, (*rules.inputs, *rules.outputs))
-        values.update(zip(self.outputs, function(tuple(arrays)), strict=True))
+        arrays = tuple([values.one(slot) for slot in self.inputs])
+        values.update(zip(self.outputs, self.function(values.engine)(arrays), strict=True))
+
+    def function(self, engine: Engine) -> Callable[[Arrays], Arrays]:
+        """Return it as a flat function of what is in its inputs."""
+        rules = self.rules
+        inner = engine.inlined(rules.function, (*rules.inputs, *rules.outputs))
+        if not self.stops and not self.casts:
+            return inner
+
+        def adapted(leaves: Arrays) -> Arrays:
+            arrays = list(leaves)
+            for i in self.stops:
+                arrays[i] = engine.stop(arrays[i])
+            for i in self.casts:
+                arrays[i] = _function(engine, "astype")(arrays[i], rules.inputs[i].dtype)
+            return inner(tuple(arrays))
+
+        return adapted
 
     def __str__(self) -> str:
         return self.rules.name
@@ -162,12 +167,40 @@ class Fused:
 
     def function(self, engine: Engine) -> Callable[[Arrays], Arrays]:
         """Return it as a flat function of an engine."""
+        if not self.loops:
+            return self._straight(engine)
 
         def composed(leaves: Arrays) -> Arrays:
             values = Values(engine, zip(self.arguments, leaves, strict=True))
             for call in self.calls:
                 call.run(values)
             return tuple([values.one(slot) for slot in self.results])
+
+        return composed
+
+    def _straight(self, engine: Engine) -> Callable[[Arrays], Arrays]:
+        """The calls one after the other, at the least cost for each; what no other one takes is let go."""
+        ending: list[list[int]] = []
+        later = set(self.results)
+        for call in reversed(self.calls):
+            ending.append([slot for slot in {*call.inputs, *call.outputs} if slot not in later])
+            later.update(call.inputs)
+        steps = [
+            (call.function(engine), _getter(call.inputs), call.outputs, over)
+            for call, over in zip(self.calls, reversed(ending), strict=True)
+        ]
+
+        def composed(leaves: Arrays) -> Arrays:
+            values = dict(zip(self.arguments, leaves, strict=True))
+            for function, inputs, outputs, over in steps:
+                results = function(inputs(values))
+                if len(outputs) == 1:
+                    (values[outputs[0]],) = results
+                else:
+                    values.update(zip(outputs, results, strict=True))
+                for slot in over:
+                    del values[slot]
+            return tuple([values[slot] for slot in self.results])
 
         return composed
 
@@ -194,6 +227,21 @@ class Fused:
 
     def __str__(self) -> str:
         return _listed([str(call) for call in self.calls])
+
+
+def _getter(slots: Sequence[int]) -> Callable[[dict[int, Any]], Arrays]:
+    """What returns the values of slots as a tuple."""
+    if len(slots) == 1:
+        (slot,) = slots
+        return lambda values: (values[slot],)
+    return operator.itemgetter(*slots) if slots else lambda values: ()
+
+
+def _function(engine: Engine, name: str) -> Callable[..., Any]:
+    function = engine.function(name)
+    if function is None:
+        raise NotImplementedError(f"The engine {engine.name!r} merges Blocks, but has no function {name!r}.")
+    return function
 
 
 def _listed(names: Sequence[str]) -> str:

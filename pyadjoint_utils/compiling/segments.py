@@ -64,6 +64,7 @@ class SegmentRules(Rules):
         self.budget = Budget(math.inf)  # of whoever uses it
         self.built = 0  # how many maps have been compiled
         self.reasons: list[str] = []  # why others run as they are
+        self.splits = compiler is None  # compilers make the halves of a derivative no programs
         self._compiler = compiler or engine
         inner = [aval for call in fused.members() for aval in (*call.rules.inputs, *call.rules.outputs)]
         self._avals = tuple({*inputs, *outputs, *inner})
