@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import weakref
 
 import checkpoint_schedules as cs
 import engines
@@ -514,6 +515,93 @@ def test_what_is_kept_of_an_evaluation_is_let_go_by_its_derivative(e):
     assert alive() == kept > before + 20 * 8 * size
     rf.derivative()
     assert alive() == before
+
+
+def counted(e, runs):
+    """``x^2 sin(x)``, with a mark in ``runs`` for every run."""
+
+    def f(x):
+        runs.append(1)
+        return x * x * e.sin(x)
+
+    return e.overload(f)
+
+
+def ran(runs, compute):
+    before = len(runs)
+    result = compute()
+    return len(runs) - before, result
+
+
+# What keeps its own record of a run; name of the engine around it, or None.
+@pytest.mark.parametrize("engine", ["torch"])
+@pytest.mark.parametrize("around", [None, "jax"])
+def test_a_function_runs_once_for_value_and_gradient(engine, around):
+    e, runs = engines.namespace(engine), []
+    f, o = counted(e, runs), engines.namespace(around or engine)
+    double = o.overload(lambda x: 2.0 * x)
+    x = array(o.own(A))
+    slow = ReducedFunctional((double(f(double(x * 1.0))) * 1.0).sum(), Control(x))
+    fast = slow.compile(engines=[engine])
+
+    def value(p):
+        return np.sum(8 * p * p * np.sin(2 * p))
+
+    def gradient(p):
+        return 16 * p * np.sin(2 * p) + 16 * p * p * np.cos(2 * p)
+
+    fast.value_and_derivative(A)
+    for p in (P, Q):
+        n, (y, dy) = ran(runs, lambda p=p: fast.value_and_derivative(p))
+        close(y, value(p))
+        close(dy, gradient(p))
+        assert n == 1
+    n, y = ran(runs, lambda: fast(P))
+    close(y, value(P))
+    assert n == 1
+    assert ran(runs, lambda: fast(Q))[0] == 1
+    n, dy = ran(runs, fast.derivative)
+    close(dy, gradient(Q))
+    assert n == 0
+    close(fast.derivative(3.0), 3.0 * gradient(Q))  # nothing is kept any more
+    fast(P)
+    slow(P)
+    close(fast.hessian(Q), slow.hessian(Q))
+    close(fast.derivative(-2.0), -2.0 * gradient(P))
+
+
+def test_torch_keeps_one_graph_and_lets_it_go(e):
+    torch = pytest.importorskip("torch")
+    t = engines.namespace("torch")
+    alive = weakref.WeakSet()
+
+    class Kept:
+        def __init__(self, tensor):
+            self.tensor = tensor.clone()
+            alive.add(self)
+
+    def step(x):
+        with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+            return torch.sin(x) * x
+
+    step = t.overload(step)
+    for between in (lambda x: x * 1.0, lambda x: e.overload(lambda x: x * 1.0)(x)):
+        x = array(A)
+        fast = ReducedFunctional(between(step(step(between(x)))).sum(), Control(x)).compile(engines=["torch"])
+        fast(A)
+        assert not alive  # nobody has asked for a gradient
+        fast.value_and_derivative(A)
+        assert not alive
+        fast(P)
+        kept = len(alive)
+        fast(Q)
+        fast(P)
+        assert len(alive) == kept > 0
+        fast.derivative()
+        assert not alive
+        fast(Q)
+        del fast
+        assert not alive
 
 
 # Under a schedule --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pyadjoint_utils import (
     AdjFloat,
     Control,
     ReducedFunction,
+    ReducedFunctional,
     Tape,
     array,
     ndarray,
@@ -22,6 +23,7 @@ from pyadjoint_utils import (
 )
 
 ENGINES = tuple(name for name in engines.NAMES if engines.installed(name))
+EAGER = tuple(name for name in ("torch", "autograd") if name in ENGINES)  # they merge where they are asked to
 SIZE = 3
 WEIGHTS, TABLE = (
     np.random.default_rng(k).uniform(-0.5, 0.5, shape) for k, shape in enumerate([(SIZE, SIZE), (37, SIZE)])
@@ -98,9 +100,9 @@ def close(found, expected):
 @settings(
     max_examples=int(os.environ.get("RANDOM_PROGRAMS", "6")), deadline=None, suppress_health_check=list(HealthCheck)
 )
-@given(programs(), st.integers(0, 3), st.sampled_from(["all", "step", "sqrt"]))
-def test_random_programs(program, seed, memory):
-    compare(program, seed, memory=memory)
+@given(programs(), st.integers(0, 3), st.sampled_from(["all", "step", "sqrt"]), st.sampled_from([(), EAGER]))
+def test_random_programs(program, seed, memory, merged):
+    compare(program, seed, memory=memory, engines=merged)
 
 
 @pytest.mark.slow
@@ -122,7 +124,9 @@ def compare(program, seed, **options):
         x, y, a = some()
         controls = [array(engines.namespace("jax").own(x)), array(y), a]
         outputs = run(program, *controls)
-        slow = ReducedFunction(outputs, [Control(c) for c in controls], tape)
+        total = to_adjfloat(functions(ENGINES[seed % len(ENGINES)])["norm"](outputs[0])) * 0.5 + outputs[2]
+        controls = [Control(c) for c in controls]
+        slow, scalar = ReducedFunction(outputs, controls, tape), ReducedFunctional(total, controls, tape=tape)
     fast = slow.compile(**options)
     for _ in range(2):
         m, h = some(), some()
@@ -134,6 +138,23 @@ def compare(program, seed, **options):
         close(fast.jac_action(h), slow.jac_action(h))
         close(fast.hess_action(h, v), slow.hess_action(h, v))
     assert fast.describe()
+    compare_gradients(scalar.compile(**options), scalar, [some() for _ in range(4)], some())
+
+
+def compare_gradients(fast, slow, points, direction):
+    """What one call computes, and what others compute of what it has kept."""
+    for m in points[:2]:
+        value, gradient = fast.value_and_derivative(m)
+        close([value], [slow(m)])
+        close(gradient, slow.derivative())
+    for m in points[2:]:
+        close([fast(m)], [slow(m)])
+    for seed in (1.0, -0.7):
+        close(fast.derivative(seed), slow.derivative(seed))
+    fast(points[0])
+    slow(points[0])
+    close(fast.hessian(direction), slow.hessian(direction))
+    close(fast.derivative(0.3), slow.derivative(0.3))
 
 
 pytestmark = pytest.mark.skipif("jax" not in ENGINES, reason="JAX is not installed")

@@ -80,7 +80,7 @@ class CompiledFunction(ReducedFunction):
         if self._expected is not None:
             if self._standing is not None:
                 self._standing.let_go()
-            if standing.policy.at(1).whole:
+            if standing.policy.at(1).at_once:
                 standing.linearize(self._expected)
             else:
                 standing.keep()

@@ -49,6 +49,11 @@ class MergedProgram(Program):
         """Whether one program computes everything."""
         return len(self.steps) == 1
 
+    @property
+    def at_once(self) -> bool:
+        """Whether a gradient that will be asked for is computed with the value, and not from what an engine keeps."""
+        return self.whole and self.steps[0].gives_gradient_at_once
+
     def summary(self) -> str:
         """Return in a few words what it consists of."""
         segments = [step for step in self.steps if isinstance(step, Segment)]

@@ -119,6 +119,12 @@ class Step:
         outputs, back = found
         return outputs, lambda seeds: back(_arrays(seeds, rules.outputs, rules.engine))
 
+    @property
+    def gives_gradient_at_once(self) -> bool:
+        """Whether :meth:`value_and_vjp` costs less than :meth:`value_and_pull_back` and its function, as in a program."""
+        rules = self._own
+        return rules is None or rules.engine.traces or not rules.splits
+
     def hvp(
         self,
         values: Sequence[Any],
