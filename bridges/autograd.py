@@ -55,6 +55,25 @@ def _unboxed(leaf: Any) -> Any:
     return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
+def _linearized(f: Map, x: Arrays, c: Arrays) -> tuple[Arrays, Callable[[Arrays, Sequence[int]], Arrays]]:
+    """Return the outputs at ``x``, and the adjoint there for seeds of some of them."""
+    roots = [Cotangent.new_root() for _ in x]
+    y, nodes = trace(lambda boxes: f(boxes, c), x, roots)
+    avals = [aval_of(value) for value in y]
+    zeros = [vspace(value) for value in x]
+
+    def pull_back(seeds: Arrays, outs: Sequence[int]) -> Arrays:
+        ends = [
+            (node, fitted(_conj(yb), aval, f"output {k}"))
+            for k, yb in zip(outs, seeds, strict=True)
+            if (node := nodes[k]) is not None and (aval := avals[k]) is not None and aval.differentiable
+        ]
+        gradients = backward(roots, ends)
+        return tuple([z.zeros() if g is None else _settled(_conj(g)) for g, z in zip(gradients, zeros, strict=True)])
+
+    return tuple([_settled(value) for value in y]), pull_back
+
+
 class AutogradEngine(NumPyArrays):
     """autograd's functions and transformations of NumPy arrays."""
 
@@ -73,22 +92,24 @@ class AutogradEngine(NumPyArrays):
 
     def vjp_of(self, f: Map, n: int) -> Map:
         def vjp(x: Arrays, c: Arrays) -> Arrays:
-            primals, roots = x[:n], [Cotangent.new_root() for _ in range(n)]
-            y, nodes = trace(lambda boxes: f(boxes, c), primals, roots)
-            ends = [
-                (node, fitted(_conj(yb), aval, f"output {k}"))
-                for k, (node, yb, value) in enumerate(zip(nodes, x[n:], y, strict=True))
-                if node is not None and (aval := aval_of(value)) is not None and aval.differentiable
-            ]
-            gradients = backward(roots, ends)
-            return tuple(
-                [
-                    vspace(p).zeros() if g is None else _settled(_conj(g))
-                    for g, p in zip(gradients, primals, strict=True)
-                ]
-            )
+            y, pull_back = _linearized(f, x[:n], c)
+            return pull_back(x[n:], range(len(y)))
 
         return vjp
+
+    def value_and_vjp_of(self, f: Map, n: int, outs: Sequence[int]) -> Map:
+        def value_and_vjp(x: Arrays, c: Arrays) -> Arrays:
+            y, pull_back = _linearized(f, x[:n], c)
+            return (*y, *pull_back(x[n:], outs))
+
+        return value_and_vjp
+
+    def split_vjp_of(self, f: Map, n: int, outs: Sequence[int]) -> tuple[Map, Map]:
+        def forward(x: Arrays, c: Arrays) -> Arrays:
+            y, pull_back = _linearized(f, x, c)
+            return (*y, pull_back)
+
+        return forward, lambda yb, kept: kept[0](yb, outs)
 
     def jvp_of(self, f: Map, n: int) -> Map:
         def jvp(x: Arrays, c: Arrays) -> Arrays:

@@ -162,6 +162,7 @@ _transpose = _composed(lambda x: anp.swapaxes(x, -1, -2))
 VJPS |= {
     anp.positive: _rules(_same),
     anp.copy: _rules(_same),
+    anp.flip: _rules(lambda ans, x, axis=None: lambda g: anp.flip(g, axis)),
     anp.cbrt: _rules(lambda ans, x: lambda g: g / (3.0 * ans**2)),
     anp.float_power: _composed(lambda x, y: anp.power(x, y)),
     anp.vdot: _composed(lambda a, b: anp.sum(anp.conj(anp.ravel(a)) * anp.ravel(b))),
@@ -171,7 +172,7 @@ VJPS |= {
     anp.ptp: _composed(lambda x, *args, **kwargs: anp.max(x, *args, **kwargs) - anp.min(x, *args, **kwargs)),
     _linalg.eigvalsh: _composed(lambda a, UPLO="L": _linalg.eigh(a, UPLO)[0]),
 }
-for _moving in ("flip", "take", "take_along_axis", "delete"):
+for _moving in ("take", "take_along_axis", "delete"):
     VJPS[getattr(anp, _moving)] = _moved(getattr(np, _moving))
 
 VJPS |= {
@@ -181,6 +182,8 @@ VJPS |= {
         lambda ans, condition, x, y: unbroadcast_f(x, lambda g: anp.where(condition, g, 0.0)),
         lambda ans, condition, x, y: unbroadcast_f(y, lambda g: anp.where(condition, 0.0, g)),
     ),
+    # It knows one axis alone.
+    anp.roll: _rules(lambda ans, x, shift, axis=None: lambda g: anp.roll(g, np.negative(shift), axis)),
     # It warns of the imaginary part that it drops, and has the keywords of NumPy 1.
     numpy_wrapper._astype: _rules(_same),
     # It is taken for constant, which it is not for complex numbers.
@@ -233,7 +236,6 @@ for _moving in (
     "diagonal",  # it knows the last two axes of square matrices alone
     "repeat",  # it is wrong for negative axes, and knows one number of repeats alone
     "tile",  # it is wrong where axes are left out
-    "roll",  # it knows one axis alone
     "rot90",  # it does not know axes=
     "rollaxis",  # it does not know negative axes
 ):

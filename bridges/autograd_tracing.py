@@ -156,7 +156,7 @@ _RULE_ERRORS = (NotImplementedError, AssertionError, KeyError, TypeError, NameEr
 
 def _apply(fun: Any, args: Any, kwargs: Any, rule: Callable[..., Any], *given: Any) -> Any:
     """Call a rule of autograd's; one that does not know these arguments fails in many ways."""
-    for key in _UNSEEN.intersection(kwargs):
+    for key in _UNSEEN.intersection(kwargs) if kwargs else ():
         if kwargs[key] is not None and kwargs[key] is not np._NoValue:
             raise _no_rule(fun, args, kwargs, f"its rule does not know {key}=")
         kwargs = {other: value for other, value in kwargs.items() if other != key}

@@ -534,7 +534,7 @@ def ran(runs, compute):
 
 
 # What keeps its own record of a run; name of the engine around it, or None.
-@pytest.mark.parametrize("engine", ["torch"])
+@pytest.mark.parametrize("engine", ["torch", "autograd"])
 @pytest.mark.parametrize("around", [None, "jax"])
 def test_a_function_runs_once_for_value_and_gradient(engine, around):
     e, runs = engines.namespace(engine), []

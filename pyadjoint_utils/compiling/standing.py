@@ -7,6 +7,7 @@ from pyadjoint_utils.compiling.merged import MergedProgram
 from pyadjoint_utils.compiling.policy import Policy
 from pyadjoint_utils.compiling.program import PullBacks
 from pyadjoint_utils.compiling.segments import OverBudget
+from pyadjoint_utils.engine import owner_of
 from pyadjoint_utils.variable import as_float
 
 
@@ -38,7 +39,9 @@ class PlacedProgram:
         if not self._complete:
             self.program.finish(environment, self.pull_backs)
             self._complete = True
-        return [environment[slot] for slot in self.program.outputs]
+        outputs = [environment[slot] for slot in self.program.outputs]
+        # What the caller does to them changes nothing that is kept.
+        return [_copy(value) for value in outputs] if self.pull_backs else outputs
 
     def outputs_and_adjoints(self, seeds: list[Any]) -> list[Any]:
         """Return ``J^H seeds``; the outputs are known afterwards too."""
@@ -113,6 +116,11 @@ class Standing:
     ) -> list[Any]:
         """Return the derivative of ``J^H seeds`` along directions and second seeds."""
         return self._of(2, lambda p: p.program.hessian_action(p.inputs(), seeds, directions, second_seeds))
+
+
+def _copy(value: Any) -> Any:
+    owner = owner_of(value)
+    return value if owner is None else owner.copy(value)
 
 
 def _same(a: Any, b: Any) -> bool:
