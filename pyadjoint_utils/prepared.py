@@ -71,11 +71,10 @@ class Prepared:
             return (filled, {}) if positional else engine.unflatten(structure, filled)
 
         def apply(arrays: Arrays) -> Any:
+            if only_arrays and positional:
+                return user_function(*arrays)
             args, kwargs = arguments(arrays)
             return user_function(*args, **kwargs)
-
-        if only_arrays and positional:
-            apply = lambda arrays: user_function(*arrays)
 
         def flat(arrays: Arrays) -> Arrays:
             engines, names = RUNNING.engines, RUNNING.names
