@@ -1,5 +1,7 @@
 """Compiled functions at other shapes than the recorded ones, against programs that are recorded at these."""
 
+import copy
+
 import engines
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from pyadjoint_utils import (
     overload,
     push_tape,
     to_adjfloat,
+    verify,
 )
 
 
@@ -116,6 +119,61 @@ def test_without_being_asked_for_it_is_an_error_that_says_how(e):
     fast = ReducedFunctional((x * x).sum(), Control(x)).compile()
     with pytest.raises(ArgumentValueError, match=r"controls\[0\].*\(3,\).*\(4,\).*respecialize=True"):
         fast(np.ones(4))
+
+
+def test_inputs_are_those_of_the_last_call_at_other_shapes_too(e):
+    f = e.overload(lambda x, d, w: e.sum(x * x) * d * e.sum(w))
+    x, d, w = array(vector(3)), AdjFloat(2.0), array(vector(2))
+    fast = ReducedFunctional(f(x, d, w), Control(x), inputs=[d, w]).compile(respecialize=True)
+    fast(vector(3), inputs=[5.0, vector(2, 1)])
+    for n in (4, 3, 5):
+        same(fast(vector(n, 2)), np.sum(vector(n, 2) ** 2) * 5.0 * vector(2, 1).sum())
+    fast(vector(4), inputs=[0.5, vector(7, 3)])
+    same(fast.value_and_derivative(vector(5, 2))[1], 2 * vector(5, 2) * 0.5 * vector(7, 3).sum())
+
+
+def test_updates_are_followed_at_all_shapes(e):
+    double = e.overload(lambda b: b * 2.0)
+    f = e.overload(lambda x, b, c: e.sum(x * x) * b * c)
+    x, b = array(vector(3)), array(3.0)
+    c = double(b)
+    number, middle = Control(b), Control(c)
+    fast = ReducedFunctional(f(x, b, c), Control(x)).compile(respecialize=True)
+
+    def check(factor):
+        for n in (3, 5, 4):
+            same(fast(vector(n, 1)), np.sum(vector(n, 1) ** 2) * factor)
+            same(fast.derivative(), 2 * vector(n, 1) * factor)
+
+    check(18.0)
+    number.update(4.0)
+    check(32.0)
+    middle.update(10.0)  # no longer what is computed
+    check(40.0)
+
+
+def test_a_call_at_other_shapes_in_the_middle_of_a_call(e):
+    def look_elsewhere(values):
+        if len(values) == 3:
+            same(fast(vector(5, 1)), np.sum(vector(5, 1) ** 3))
+
+    x = array(vector(3))
+    f = e.overload(lambda x: e.sum(x * x * x))
+    fast = ReducedFunction(f(x * 1.0), Control(x), eval_cb_pre=look_elsewhere).compile(respecialize=True)
+    same(fast(vector(3, 2)), np.sum(vector(3, 2) ** 3))
+    same(fast.derivative(), 3 * vector(3, 2) ** 2)
+
+
+def test_it_is_what_it_stands_for(e):
+    x = array(vector(3))
+    functional = ReducedFunctional(e.overload(lambda x: e.sum(x * x))(x), Control(x))
+    for slow in (functional, functional._function):
+        fast = slow.compile(respecialize=True)
+        assert isinstance(fast, type(slow))
+        with pytest.raises(AttributeError):  # it would be one version's alone
+            fast.scale = 2.0
+        same(copy.copy(fast)(vector(5)), fast(vector(5)))
+        assert verify(fast, array(vector(5, 1))).passed
 
 
 def test_what_is_fixed_to_the_recorded_shape_is_an_error(e):

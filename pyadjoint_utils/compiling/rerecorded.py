@@ -34,10 +34,13 @@ def rerecorded(function: ReducedFunction, values: Sequence[Any], inputs: Sequenc
         UnsupportedError: a Block runs at the recorded shapes alone.
         ArgumentValueError: a function refuses the shapes.
     """
-    plan, updates = function._plan_with({}), state_of(function.tape).updates
+    updates = dict(state_of(function.tape).updates)
+    plan = function._plan_with(updates)
+    plan.claim()
     likes = [getattr(like, "control", like) for like in (*function._controls, *function._inputs)]
     with recording_on(Tape()) as tape:
-        made = {bv: _taped(bv, updates.get(bv, value)) for bv, value in plan.boundary}
+        updated = [(bv, updates[bv]) for bv in plan.sources[len(function._variables) :]]
+        made = {bv: _taped(bv, value) for bv, value in (*plan.boundary, *updated)}
         for k, (bv, like, value) in enumerate(zip(function._variables, likes, (*values, *inputs), strict=True)):
             made[bv] = _resembling(like, value, f"values[{k}]")
         sources = [made[bv] for bv in function._variables]
