@@ -3,6 +3,7 @@
 import functools
 
 import engines
+import jax
 import numpy as np
 import pytest
 
@@ -31,6 +32,7 @@ from pyadjoint_utils import (
     stop_gradient,
     taylor_test,
     to_adjfloat,
+    value_and_grad,
     verify,
     vjp,
 )
@@ -177,6 +179,39 @@ def test_one_rule_for_each_argument():
     assert float(gk) == 0.0
     with pytest.raises(ArgumentValueError, match="nondiff_argnums"):
         custom_jvp(lambda n, x: x, nondiff_argnums=0).defjvps(None, None)
+
+
+def forward_rule(custom):
+    f = custom(lambda x: x**2)
+    f.defjvp(lambda primals, tangents: (primals[0] ** 2 + 1.0, 2.0 * primals[0] * tangents[0]))
+    return f
+
+
+def reverse_rule(custom):
+    f = custom(lambda x: x**2)
+    f.defvjp(lambda x: (x**2 + 1.0, x), lambda x, ct: (2.0 * x * ct,))
+    return f
+
+
+@pytest.mark.parametrize(
+    ("make", "ours", "theirs"),
+    [(forward_rule, custom_jvp, jax.custom_jvp), (reverse_rule, custom_vjp, jax.custom_vjp)],
+)
+def test_the_value_is_the_rules_where_it_is_differentiated_as_in_jax(make, ours, theirs):
+    f, expected = make(ours), make(theirs)
+    assert float(f(3.0)) == float(expected(3.0)) == 9.0
+    for found, known in (
+        (value_and_grad(f)(3.0), jax.value_and_grad(expected)(3.0)),
+        (value_and_grad(lambda x: f(2.0) * f(x))(3.0), jax.value_and_grad(lambda x: expected(2.0) * expected(x))(3.0)),
+        ([vjp(f, 3.0)[0]], [jax.vjp(expected, 3.0)[0]]),
+        ([grad(grad(f))(3.0)], [jax.grad(jax.grad(expected))(3.0)]),
+    ):
+        np.testing.assert_allclose([float(v) for v in found], [float(v) for v in known], rtol=1e-6)
+    x = array(3.0)
+    J = ReducedFunctional(f(x) * x, Control(x))
+    assert float(J(array(2.0))) == 10.0
+    assert float(J.derivative()) == 13.0
+    assert taylor_test(J, x, array(0.5)) > 1.9
 
 
 def test_arguments_that_are_not_differentiated():

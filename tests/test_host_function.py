@@ -7,7 +7,7 @@ import pytest
 from pyadjoint import Block, get_working_tape
 from toy_engine import ToyArray, engine, exp, overload_toy, overload_twin, sin, toy, twin
 
-from pyadjoint_utils import AdjFloat, Control, NotDifferentiableError, ReducedFunction, array, asarray
+from pyadjoint_utils import AdjFloat, Control, NotDifferentiableError, ReducedFunction, array, asarray, custom_vjp
 from pyadjoint_utils.inside.called import Inside
 
 X, DX, W = np.array([0.3, -0.7, 1.1]), np.array([0.5, 0.2, -0.4]), np.array([1.0, -2.0, 0.5])
@@ -88,6 +88,23 @@ def opaque():
     return whole(ReducedFunction(cube(x, a), [Control(x), Control(a)]))
 
 
+@custom_vjp
+def scaled_cube(x, a):
+    return a * x**3
+
+
+scaled_cube.defvjp(
+    lambda x, a: (scaled_cube(x, a), (x, a)),
+    lambda kept, ct: (3 * kept[1] * kept[0] ** 2 * ct, (kept[0] ** 3 * ct).sum()),
+)
+
+
+def ruled():
+    """The same with derivatives by hand."""
+    x, a = array([1.0, 2.0, 3.0]), array(1.5)
+    return whole(ReducedFunction(scaled_cube(x, a), [Control(x), Control(a)]))
+
+
 def first(x, a):
     return [a * np.sin(x) ** 2, (np.exp(x) * np.sin(x)).sum()]
 
@@ -96,6 +113,7 @@ CASES = {
     "engines": (chain, first),
     "foreign": (foreign, lambda x, a: [a * x**3 * np.exp(a * x**3)]),
     "opaque": (opaque, lambda x, a: [a * x**3]),
+    "ruled": (ruled, lambda x, a: [a * x**3]),
 }
 
 
@@ -195,11 +213,12 @@ def test_third_derivatives_of_engines_are_right_and_of_others_refused():
     third = second.adjoint((0,), (0,))([X, A, *yb, DX, W])[0]
     along = slope(lambda h: second([X + h * DX, A, *yb, DX]))[0]
     np.testing.assert_allclose(third @ DX, along @ W, rtol=1e-7)
-    second = foreign().adjoint((0,), (0,)).tangent((0,))
-    with pytest.raises(NotDifferentiableError, match=r"Cube has first and second derivatives, and a third"):
-        second.tangent((0,))
-    with pytest.raises(NotDifferentiableError, match=r"Cube"):
-        second.adjoint((0,), (0,))
+    for others, name in ((foreign, "Cube"), (ruled, "The custom rule of scaled_cube")):
+        second = others().adjoint((0,), (0,)).tangent((0,))
+        with pytest.raises(NotDifferentiableError, match=f"{name} has first and second derivatives, and a third"):
+            second.tangent((0,))
+        with pytest.raises(NotDifferentiableError, match=name):
+            second.adjoint((0,), (0,))
 
 
 def test_a_function_that_its_engine_fails_to_batch_goes_one_by_one(monkeypatch, caplog):

@@ -1,4 +1,4 @@
-"""A Block of another package as a function outside of its caller: first and second derivatives, and no third."""
+"""A custom rule, or a Block of another package, as a function outside of its caller: two derivatives and no third."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,6 +8,7 @@ import numpy as np
 from pyadjoint_utils.engine import Arrays, Aval
 from pyadjoint_utils.errors import NotDifferentiableError
 from pyadjoint_utils.inside.host_function import HostFunction, as_numpy
+from pyadjoint_utils.transforming.rule_block import RuleBlock
 
 Values = Sequence[Any]
 Seeds = dict[int, Any]  # by position
@@ -26,7 +27,9 @@ class OpaqueFunction(HostFunction):
     lasting = False  # other packages write into their objects
 
     def __init__(self, step: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        super().__init__(type(step.block).__name__, inputs, outputs, step.active)
+        block = step.block
+        name = f"The custom rule of {block.rules}" if isinstance(block, RuleBlock) else type(block).__name__
+        super().__init__(name, inputs, outputs, step.active)
         self.differentiable = tuple(step.differentiable)
         self._step = step
         self._last: Arrays = ()
@@ -206,8 +209,8 @@ class _Second(HostFunction):
     def _third(self) -> NotDifferentiableError:
         return NotDifferentiableError(
             f"{self._first.base.name} has first and second derivatives, and a third one was asked for (the gradient of a "
-            "function of its Hessian, or the Hessian of a function of its gradient). It is a Block of another package; "
-            "write it for an engine (overload_jax, overload_torch, overload_autograd, ...) to go further."
+            "function of its Hessian, or the Hessian of a function of its gradient). Custom rules and Blocks of other "
+            "packages have none inside of an engine; write it for one (overload_jax, overload_torch, ...) to go further."
         )
 
 

@@ -177,21 +177,28 @@ class ForwardCall(RuledCall):
     """A program with a rule for tangents at one call."""
 
     def value(self, x: Values) -> list[ndarray]:
-        return self.outputs(self.owner.fun(*self.arguments(x)))
+        # As in JAX: the tangent belongs to the rule's own value, whatever the program alone returns.
+        return self.outputs(self._rule(x, self._zeros(x))[0])
 
-    def push(self, x: Values, dx: Values) -> list[Any]:
+    def _rule(self, x: Values, dx: Values) -> tuple[Any, Any]:
         result = self.owner.jvp(*self.statics, self.primals(x), self.directions(x, dx))
         if not isinstance(result, tuple) or len(result) != 2:
             raise ArgumentValueError(
                 f"{self.owner.name}: its jvp must return a pair of value and tangent; got {type(result).__name__}."
             )
-        return self.tangents_of(result[1])
+        return result
+
+    def _zeros(self, x: Values) -> list[ndarray]:
+        return [v._ad_init_zero() for v in x if v.aval.differentiable]
+
+    def push(self, x: Values, dx: Values) -> list[Any]:
+        return self.tangents_of(self._rule(x, dx)[1])
 
     def pull(self, x: Values, yb: Values) -> list[Any]:
         def push(*dx: Any) -> tuple[Any, ...]:
             return tuple(self.push(x, dx))
 
-        zeros = [v._ad_init_zero() for v in x if v.aval.differentiable]
+        zeros = self._zeros(x)
         if not self.owner.linear:
             self._check_linear(push, zeros)
             self.owner.linear = True
