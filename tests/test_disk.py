@@ -3,6 +3,8 @@
 import builtins
 import errno
 import gc
+import os
+import shutil
 import subprocess
 import sys
 
@@ -86,6 +88,42 @@ print(len([p for p in pathlib.Path({str(tmp_path)!r}).rglob("*.npy")]))
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(run.stdout) > 2
+    assert not list(tmp_path.iterdir())
+
+
+FORKED = """
+import os, sys
+import checkpoint_schedules as cs
+import numpy as np
+from pyadjoint_utils import Control, ReducedFunctional, array, get_working_tape
+
+tape = get_working_tape()
+tape.enable_checkpointing(cs.SingleDiskStorageSchedule(), directory=sys.argv[1])
+x = y = array([1.0, 2.0])
+for _ in tape.timestepper(range(5)):
+    y = y * y
+rf = ReducedFunctional(y.sum(), Control(x))
+
+def check(m):
+    np.testing.assert_allclose(rf.derivative().numpy(), 32 * m**31)
+
+mine, its = np.array([0.9, 1.1]), np.array([0.8, 1.2])
+rf(mine)
+if child := os.fork():
+    _, status = os.waitpid(child, 0)
+    assert status == 0
+    check(mine)
+else:
+    check(mine)
+    rf(its)
+    check(its)
+    tape.clear_tape()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes of this system do not fork")
+def test_a_forked_process_leaves_the_files_of_its_parent_alone(tmp_path):
+    subprocess.run([sys.executable, "-c", FORKED, tmp_path], check=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -179,6 +217,17 @@ def test_a_missing_or_damaged_file(harm, tmp_path):
     with pytest.raises(SnapshotError, match=r"\.npy.*cannot be read.*anew"):
         rf.derivative()
     np.testing.assert_allclose(asnumpy(rf.derivative()), expected())
+
+
+def test_a_folder_that_somebody_removed_is_made_again(tmp_path):
+    _, rf = recorded(cs.SingleDiskStorageSchedule(), directory=tmp_path)
+    rf(toy(P))
+    for folder in tmp_path.iterdir():
+        shutil.rmtree(folder)
+    with pytest.raises(SnapshotError, match=r"\.npy.*cannot be read.*anew"):
+        rf.derivative()
+    np.testing.assert_allclose(asnumpy(rf.derivative()), expected())
+    assert files(tmp_path)
 
 
 def test_a_value_that_lasts_many_steps_is_written_once(tmp_path):

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Stored:
 
     def __init__(self, path: Path, size: int, engine: Engine, aval: Aval) -> None:
         self._path, self._size, self._engine, self._aval = path, size, engine, aval
-        weakref.finalize(self, path.unlink, missing_ok=True)
+        weakref.finalize(self, _at_home, os.getpid(), path.unlink, missing_ok=True)
 
     def read(self) -> Any:
         """Return the value, whose memory is that of the file where the engine allows.
@@ -57,7 +58,7 @@ class Stored:
 
 
 class Disk:
-    """A folder of values.
+    """A folder of values; a process that was forked makes one of its own.
 
     Args:
         directory: where the folder is made when something is stored; None for the system's place for temporary files.
@@ -68,6 +69,7 @@ class Disk:
             raise ArgumentValueError(f"directory must be an existing folder; got {directory!r}. Make it first.")
         self._directory = directory
         self._folder: Path | None = None
+        self._process = 0  # the one that made the folder
         self._numbers = itertools.count()
         self._devices: dict[str, Any] = {}
         self._said = False
@@ -102,13 +104,15 @@ class Disk:
     def close(self) -> None:
         """Remove the folder and what is in it."""
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            _at_home(self._process, shutil.rmtree, self._folder, ignore_errors=True)
             self._folder = None
 
     def _made(self) -> Path:
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="pyadjoint_utils-", dir=self._directory))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        here = os.getpid()
+        if self._folder is None or self._process != here or not self._folder.is_dir():
+            self._folder = None
+            self._folder, self._process = Path(tempfile.mkdtemp(prefix="pyadjoint_utils-", dir=self._directory)), here
+            weakref.finalize(self, _at_home, here, shutil.rmtree, self._folder, ignore_errors=True)
         return self._folder
 
     def _device_of(self, engine: Engine) -> Any:
@@ -140,3 +144,9 @@ class Disk:
             unfinished.unlink(missing_ok=True)
             raise
         return size
+
+
+def _at_home(process: int, remove: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Remove files of this process; those that a forked one knows are its parent's."""
+    if os.getpid() == process:
+        remove(*args, **kwargs)
