@@ -139,46 +139,37 @@ class Rules:
             tangents: one for each dependency; with a leading axis of directions if ``batched``.
             batched: whether there is that axis.
         """
-        ins = tuple([i for i in self.active if tangents[i] is not None])
-        outs = self.differentiable
-        results: list[Any] = [None] * len(self.outputs)
-        if ins and outs:
-            local = self.at(ins, outs)
-            x, c = local.split(primals, constants)
-            push = local.batched_jvp if batched else local.jvp
-            for k, dy in zip(outs, push((*x, *[tangents[i] for i in ins]), c), strict=True):
-                results[k] = dy
-        return results
+        ins, outs, n = _given(tangents, self.active), self.differentiable, len(self.outputs)
+        if not ins or not outs:
+            return [None] * n
+        local = self.at(ins, outs)
+        x, c = local.split(primals, constants)
+        push = local.batched_jvp if batched else local.jvp
+        return _placed(push((*x, *[tangents[i] for i in ins]), c), outs, n)
 
     def adjoints(
         self, primals: Arrays, constants: Arrays, seeds: Sequence[Any], ins: Sequence[int], *, batched: bool = False
     ) -> list[Any]:
         """Return one cotangent for each dependency that ``ins`` names, the counterpart of :meth:`tangents`."""
-        outs = tuple([k for k in self.differentiable if seeds[k] is not None])
-        results: list[Any] = [None] * self.dependencies
-        if ins and outs:
-            local = self.at(tuple(ins), outs)
-            x, c = local.split(primals, constants)
-            pull = local.batched_vjp if batched else local.vjp
-            for i, xb in zip(ins, pull((*x, *[seeds[k] for k in outs]), c), strict=True):
-                results[i] = xb
-        return results
+        outs = _given(seeds, self.differentiable)
+        if not ins or not outs:
+            return [None] * self.dependencies
+        local = self.at(tuple(ins), outs)
+        x, c = local.split(primals, constants)
+        pull = local.batched_vjp if batched else local.vjp
+        return _placed(pull((*x, *[seeds[k] for k in outs]), c), ins, self.dependencies)
 
     def value_and_adjoints(
         self, primals: Arrays, constants: Arrays, seeds: Sequence[Any], ins: Sequence[int]
     ) -> tuple[Arrays, list[Any]]:
         """Return all outputs, and what :meth:`adjoints` returns, in one call of the engine."""
-        outs = tuple([k for k in self.differentiable if seeds[k] is not None])
-        results: list[Any] = [None] * self.dependencies
+        outs, n = _given(seeds, self.differentiable), len(self.outputs)
         if not ins or not outs:
-            return self.value((), (*primals, *constants)), results
+            return self.value((), (*primals, *constants)), [None] * self.dependencies
         local = self.at(tuple(ins), outs)
         x, c = local.split(primals, constants)
         both = local.value_and_vjp((*x, *[seeds[k] for k in outs]), c)
-        n = len(self.outputs)
-        for i, xb in zip(ins, both[n:], strict=True):
-            results[i] = xb
-        return both[:n], results
+        return both[:n], _placed(both[n:], ins, self.dependencies)
 
     def value_and_pull_back(
         self, primals: Arrays, constants: Arrays, ins: Sequence[int], outs: Sequence[int]
@@ -203,10 +194,8 @@ class Rules:
         kept = (*results[n:], *x, *c)
 
         def pull_back(seeds: Sequence[Any]) -> list[Any]:
-            cotangents: list[Any] = [None] * self.dependencies
-            for i, xb in zip(ins, back(tuple(self._filled(seeds, outs, self.outputs, x)), kept), strict=True):
-                cotangents[i] = xb
-            return cotangents
+            given = tuple(self._filled(seeds, outs, self.outputs, x))
+            return _placed(back(given, kept), ins, self.dependencies)
 
         return results[:n], pull_back
 
@@ -221,33 +210,42 @@ class Rules:
     ) -> tuple[list[Any], list[Any]]:
         """Return ``xb`` and ``dxb``, one for each dependency that ``ins`` names; None stands for zero."""
         outs = tuple([k for k in self.differentiable if seeds[k] is not None or second_seeds[k] is not None])
-        first: list[Any] = [None] * self.dependencies
-        second: list[Any] = [None] * self.dependencies
-        if ins and outs:
-            local = self.at(tuple(ins), outs)
-            x, c = local.split(primals, constants)
-            yb, dyb = (self._filled(v, outs, self.outputs, x) for v in (seeds, second_seeds))
-            results = local.hvp((*x, *yb, *self._filled(tangents, ins, self.inputs, x), *dyb), c)
-            for k, i in enumerate(ins):
-                first[i], second[i] = results[k], results[local.n + k]
-        return first, second
+        n = self.dependencies
+        if not ins or not outs:
+            return [None] * n, [None] * n
+        local = self.at(tuple(ins), outs)
+        x, c = local.split(primals, constants)
+        yb, dyb = (self._filled(v, outs, self.outputs, x) for v in (seeds, second_seeds))
+        both = local.hvp((*x, *yb, *self._filled(tangents, ins, self.inputs, x), *dyb), c)
+        return _placed(both[: local.n], ins, n), _placed(both[local.n :], ins, n)
 
     def adjoint_tangents(
         self, primals: Arrays, constants: Arrays, seeds: Sequence[Any], tangents: Sequence[Any], ins: Sequence[int]
     ) -> list[Any]:
         """Return ``dxb`` alone, where the seeds have no derivative."""
-        outs = tuple([k for k in self.differentiable if seeds[k] is not None])
-        results: list[Any] = [None] * self.dependencies
-        if ins and outs:
-            local = self.at(tuple(ins), outs)
-            x, c = local.split(primals, constants)
-            dx = self._filled(tangents, ins, self.inputs, x)
-            for i, dxb in zip(ins, local.vjp_tangent((*x, *dx), (*[seeds[k] for k in outs], *c)), strict=True):
-                results[i] = dxb
-        return results
+        outs = _given(seeds, self.differentiable)
+        if not ins or not outs:
+            return [None] * self.dependencies
+        local = self.at(tuple(ins), outs)
+        x, c = local.split(primals, constants)
+        dx = self._filled(tangents, ins, self.inputs, x)
+        return _placed(local.vjp_tangent((*x, *dx), (*[seeds[k] for k in outs], *c)), ins, self.dependencies)
 
     def _filled(self, values: Sequence[Any], where: Sequence[int], avals: Sequence[Aval], x: Arrays) -> list[Any]:
         return [self.engine.zeros(avals[k], x[0]) if values[k] is None else values[k] for k in where]
+
+
+def _given(values: Sequence[Any], where: Sequence[int]) -> tuple[int, ...]:
+    """The positions among some at which there is a value."""
+    return tuple([k for k in where if values[k] is not None])
+
+
+def _placed(values: Sequence[Any], where: Sequence[int], length: int) -> list[Any]:
+    """Values at their positions, None elsewhere."""
+    results: list[Any] = [None] * length
+    for k, value in zip(where, values, strict=True):
+        results[k] = value
+    return results
 
 
 class LocalRules:
