@@ -239,7 +239,8 @@ def checkpoint_of(bv: BlockVariable) -> Any:
 
 def _kept(bv: Any) -> Any:
     if bv._checkpoint is None:
-        what = bv.aval if isinstance(bv, Variable) else f"a {type(bv.output).__name__}"
+        known = bv._aval if isinstance(bv, Variable) else f"a {type(bv.output).__name__}"
+        what = known or f"an array of {bv.engine.name}"
         raise StaleTapeError(
             f"The value that a Block of time step {bv.creation_timestep} computed, {what}, is not on the tape now: under a "
             "schedule the tape keeps no more than derivatives need. Make it an output of a ReducedFunction and evaluate "

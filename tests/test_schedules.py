@@ -576,6 +576,8 @@ def test_pyadjoints_own_functional_and_tape_are_refused():
             y = step(y, x)
         with pytest.raises(UnsupportedError, match=r"set_working_tape\(pyadjoint_utils\.Tape\(\)\)"):
             ReducedFunctional(total(y), Control(x))(toy(P))
+        with pytest.raises(StaleTapeError, match="not on the tape now"):
+            pyadjoint.ReducedFunctional(total(y), pyadjoint.Control(x), tape=plain)(toy(P))
 
 
 def test_a_derivative_is_not_recorded_under_a_schedule(tape):
