@@ -89,7 +89,10 @@ _STEPS = {
 
 @functools.cache
 def recorded_function(engine: Engine, name: str) -> Callable[..., Any]:
-    """Return an engine's function of a NumPy name, overloaded; Python numbers among its arguments are static."""
+    """Return an engine's function of a NumPy name, overloaded.
+
+    Python numbers among its arguments are static, but for those of an index: ``x[0]`` and ``x[1]`` are one function.
+    """
     from pyadjoint_utils.overloading import Overloaded
 
     function = taped_function(engine, name)
@@ -98,7 +101,8 @@ def recorded_function(engine: Engine, name: str) -> Callable[..., Any]:
             f"The engine {engine.name!r} has no function {name!r} for taped arrays. Write the computation as a function "
             f"of that engine and overload it, or take the data off the tape with x.numpy()."
         )
-    return Overloaded(function, engine, name=name, static_numbers=True, nature=nature_of(name), numpy_name=name)
+    static = name != "getitem"
+    return Overloaded(function, engine, name=name, static_numbers=static, nature=nature_of(name), numpy_name=name)
 
 
 def taped_function(engine: Engine, name: str) -> Callable[..., Any] | None:

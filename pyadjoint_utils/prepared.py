@@ -104,7 +104,7 @@ class Prepared:
             key.active,
             compiled=overloaded.jit,
             name=self.name,
-            lasting=overloaded.static_numbers,
+            lasting=overloaded.numpy_name is not None,
         )
         self.rules.nature = overloaded.nature
         if overloaded.numpy_name is not None:

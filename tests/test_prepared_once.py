@@ -282,3 +282,55 @@ def test_a_failed_trace_is_not_kept(engine):
         g(x)
     broken[0] = False
     assert float(g(x)) == 3.0
+
+
+def held(engine, data, by_numpy):
+    engines.namespace(engine)
+    return array(data) if by_numpy else array(get_engine(get_engine(engine).holds).enter(data))
+
+
+@all_engines
+@pytest.mark.parametrize("by_numpy", [False, True])
+@pytest.mark.parametrize(
+    "index",
+    [
+        lambda k: k - 7,
+        lambda k: (slice(1, 4), k % 5),
+        lambda k: (k, Ellipsis, np.int64(k % 3)),
+        lambda k: (k % 2, [2, 0]),
+    ],
+    ids=["backwards", "second axis", "two numbers", "beside an array"],
+)
+def test_the_numbers_of_an_index_are_arguments(engine, by_numpy, index):
+    data, point, direction = np.random.default_rng(0).standard_normal((3, 7, 5, 3))
+    with push_tape(Tape()) as tape:
+        x, J = held(engine, data, by_numpy), 0.0
+        for k in range(7):
+            y = x[index(k)]
+            np.testing.assert_array_equal(y.numpy(), data[index(k)])
+            J = J + (y**3).sum() * (k + 1)
+        rf = ReducedFunctional(J, Control(x), tape=tape)
+        rf(array(point))
+        gradient, product = rf.derivative().numpy(), rf.hessian(array(direction)).numpy()
+        expected, second = np.zeros_like(data), np.zeros_like(data)
+        for k in range(7):
+            np.add.at(expected, index(k), 3 * (k + 1) * point[index(k)] ** 2)
+            np.add.at(second, index(k), 6 * (k + 1) * point[index(k)] * direction[index(k)])
+    np.testing.assert_allclose(gradient, expected, rtol=1e-12)
+    np.testing.assert_allclose(product, second, rtol=1e-12)
+    indexing = [block.rules for block in tape.get_blocks() if block.rules.name == "getitem"]
+    assert len(indexing) == 7
+    assert len(set(indexing)) == 1
+
+
+@all_engines
+@pytest.mark.parametrize("by_numpy", [False, True])
+@pytest.mark.parametrize("index", [7, -8, (slice(None), 5), (0, Ellipsis, -4)], ids=str)
+def test_a_number_outside_of_an_axis_is_an_error(engine, by_numpy, index):
+    with push_tape(Tape()) as tape:
+        x = held(engine, np.ones((7, 5, 3)), by_numpy)
+        for inside in (6, -7, (slice(None), 4), (0, Ellipsis, -3)):
+            x[inside]
+        with pytest.raises(IndexError, match="out of bounds"):
+            x[index]
+        assert len(tape.get_blocks()) == 4
