@@ -13,6 +13,7 @@ from autograd.tracer import isbox, notrace_primitives, trace_primitives_map
 
 from bridges import autograd_compositions as compositions
 from bridges.autograd_tracing import CONSTANT, TRANSPOSED, VJPS, Cotangent, Tangent, backward, trace
+from pyadjoint_utils.cardinal_sine import sinc_of
 from pyadjoint_utils.engine import Arrays
 
 # Kinds of rules --------------------------------------------------------------------------------------------------------
@@ -196,6 +197,8 @@ VJPS |= {
     anp.outer: _composed(lambda a, b: anp.reshape(a, (-1, 1)) * anp.reshape(b, (1, -1))),
     # It divides by the factors, and so by zero.
     anp.prod: _composed(compositions.prod),
+    # It divides by zero.
+    anp.sinc: _composed(sinc_of(anp.sin, anp.where)),
     # It knows numbers as bounds, and no derivative of them.
     anp.clip: _clip_maker,
     # It knows num= alone.
@@ -246,7 +249,7 @@ for _transform in (anp.fft.rfft2, anp.fft.irfft2, anp.fft.rfftn, anp.fft.irfftn)
 # Their JVPs are missing, wrong for negative axes, or not worth a rule beside the VJP above.
 TRANSPOSED |= {
     *(anp.max, anp.min, anp.amax, anp.amin, numpy_wrapper._primitive_var, numpy_wrapper._primitive_std, _norm),
-    *(anp.prod, anp.clip, anp.linspace, anp.pad, anp.sort),
+    *(anp.prod, anp.sinc, anp.clip, anp.linspace, anp.pad, anp.sort),
 }
 # What has a rule here is not constant.
 notrace_primitives[Cotangent] = notrace_primitives[Tangent] = CONSTANT - VJPS.keys()

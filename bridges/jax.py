@@ -12,6 +12,7 @@ import numpy as np
 from bridges.jax_callbacks import movable, this_thread
 from bridges.jax_inside import as_jax
 from bridges.jax_programs import build, loop, seconds, split_vjp_of, work
+from pyadjoint_utils.cardinal_sine import sinc_of
 from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, Work
 from pyadjoint_utils.errors import ArgumentValueError
 from pyadjoint_utils.overloading import overload
@@ -33,6 +34,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "astype": lambda x, dtype: x.astype(dtype),
     "reshape": lambda x, shape: jnp.reshape(x, shape),
     "hypot": _hypot,
+    "sinc": sinc_of(jnp.sin, jnp.where),
 }
 
 

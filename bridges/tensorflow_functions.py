@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow.experimental.numpy as tnp
 
+from pyadjoint_utils.cardinal_sine import sinc_of
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
 
 
@@ -106,8 +107,12 @@ def _both_complex(name: str) -> Callable[..., Any]:
     return call
 
 
+def _inexact(x: Any) -> Any:
+    return x if x.dtype.is_floating or x.dtype.is_complex else tf.cast(x, tf.float64)
+
+
 def _var(x: Any, axis: Any = None, ddof: float = 0, keepdims: bool = False) -> Any:
-    x = x if x.dtype.is_floating or x.dtype.is_complex else tf.cast(x, tf.float64)
+    x = _inexact(x)
     squares = _abs_squared(x - tf.reduce_mean(x, axis, keepdims=True))
     total = tf.reduce_sum(squares, axis, keepdims=keepdims)
     count = tf.size(squares) // tf.maximum(tf.size(total), 1)
@@ -266,6 +271,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "prod": _product,
     "cumprod": _cumulative_product,
     "logaddexp": _logaddexp(1.0),
+    "sinc": lambda x: sinc_of(tf.sin, tf.where)(_inexact(x)),
     "logaddexp2": _logaddexp(float(np.log(2.0))),
     "var": _var,
     "std": lambda x, *args, **kwargs: tf.sqrt(_var(x, *args, **kwargs)),

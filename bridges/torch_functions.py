@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pyadjoint_utils.cardinal_sine import sinc_of
 from pyadjoint_utils.errors import ArgumentValueError
 
 
@@ -159,18 +160,6 @@ def _svd(a: torch.Tensor, full_matrices: bool = True) -> tuple[torch.Tensor, ...
     return tuple(torch.linalg.svd(a, full_matrices))
 
 
-def _sinc(x: torch.Tensor) -> torch.Tensor:
-    """Torch's own has zero for the second derivative at 0; its quotient loses digits of derivatives around there."""
-    z = torch.pi * x
-    near = torch.abs(z) < 0.5
-    squared = torch.where(near, z, 0.0) ** 2
-    series = torch.ones_like(squared)
-    for n in range(16, 0, -2):
-        series = 1 - squared / (n * (n + 1)) * series
-    away = torch.where(near, 1.0, z)
-    return torch.where(near, series, torch.sin(away) / away)
-
-
 _SAME = """
     negative positive exp exp2 expm1 log log2 log10 log1p sqrt square reciprocal sin cos tan arcsin arccos arctan sinh cosh
     tanh arcsinh arccosh arctanh deg2rad rad2deg floor ceil trunc isnan isinf isfinite signbit i0 logical_not real conj
@@ -205,7 +194,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "all": _reduction(torch.all),
     "any": _reduction(torch.any),
     "prod": _prod,
-    "sinc": _sinc,
+    "sinc": sinc_of(torch.sin, torch.where),
     "var": _spread(torch.var),
     "std": _spread(torch.std),
     "cumsum": _one_axis(torch.cumsum),

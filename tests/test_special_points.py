@@ -1,5 +1,7 @@
 """Second derivatives of NumPy functions where engines' own rules divide by zero or choose one of two equal arguments."""
 
+import math
+
 import engines
 import numpy as np
 import pytest
@@ -38,17 +40,37 @@ def test_ties_and_zeros(name, case):
     check(name, *case)
 
 
-@pytest.mark.parametrize("name", ["jax", "torch"])
+@pytest.mark.parametrize("name", engines.NAMES)
 def test_sinc_at_zero(name):
     hessian = [[-(np.pi**2) / 3, 0.0], [0.0, 2.0]]
     check(name, lambda x: np.sinc(x).sum(), [0.0, 1.0], [0.0, -1.0], hessian)
 
 
-def test_sinc_in_torch_around_zero():
-    x = value("torch", np.zeros(5))
+@pytest.mark.parametrize("name", engines.NAMES)
+def test_sinc_around_zero(name):
+    """On both sides of where the series ends, too; beside the first terms of the series of each derivative."""
+    points = np.array([1e-9, 1e-4, -0.1, 0.159, 0.1592, 2.5])
+    x = value(name, points + 1.0)
     rf = ReducedFunction(np.sinc(x), Control(x))
-    points = np.array([1e-9, -0.1, 0.159, 0.1592, 2.5])
     z = np.pi * points
     np.testing.assert_allclose(rf(points).numpy(), np.sinc(points), rtol=1e-14)
-    slope = np.pi * np.where(points == 1e-9, -z / 3, np.cos(z) / z - np.sin(z) / z**2)
-    np.testing.assert_allclose(rf.jac_action(np.ones(5)).numpy(), slope, rtol=1e-12)
+    n = np.arange(1, 12)[:, None]
+    signs = (-1.0) ** n / [[float(math.factorial(2 * k + 1))] for k in range(1, 12)]
+    slope = np.sum(signs * 2 * n * z ** (2 * n - 1), axis=0)
+    bend = np.sum(signs * 2 * n * (2 * n - 1) * z ** (2 * n - 2), axis=0)
+    slope[-1] = np.cos(z[-1]) / z[-1] - np.sin(z[-1]) / z[-1] ** 2
+    bend[-1] = -np.sin(z[-1]) / z[-1] - 2 * slope[-1] / z[-1]
+    ones = np.ones(len(points))
+    np.testing.assert_allclose(rf.jac_action(ones).numpy(), np.pi * slope, rtol=1e-13)
+    np.testing.assert_allclose(rf.hess_action(ones, ones).numpy(), np.pi**2 * bend, rtol=1e-13)
+
+
+@pytest.mark.parametrize("name", engines.NAMES)
+@pytest.mark.parametrize("dtype", [np.float32, np.complex128, np.int64])
+def test_sinc_of_other_numbers(name, dtype):
+    engine = get_engine(engines.namespace(name).name)
+    points = np.array([0, 1, -3]).astype(dtype) / dtype(8 if dtype is not np.int64 else 1)
+    points = points.astype(dtype) * (1 + 1j if dtype is np.complex128 else 1)
+    found = np.sinc(array(engine.enter(points.astype(dtype)))).numpy()
+    np.testing.assert_allclose(found, np.sinc(points), rtol=1e-6, atol=1e-6)
+    assert dtype is np.int64 or found.dtype == dtype
