@@ -74,12 +74,8 @@ class EngineBlock(Block):
         return engine.zeros(aval, like) if value is None else entered(value, aval, engine)
 
     def _active(self, markings: bool) -> tuple[int, ...]:
-        active, deps = self.rules.active, self._dependencies
-        if markings:
-            for i in active:
-                if not deps[i].is_control_dependent:
-                    return tuple([i for i in active if deps[i].is_control_dependent])
-        return active
+        active = self.rules.active
+        return _marked(self._dependencies, active) if markings else active
 
     def recompute(self, markings: bool = False) -> None:
         """``y = g(x)`` at the tape's current x."""
@@ -93,27 +89,27 @@ class EngineBlock(Block):
     def evaluate_tlm(self, markings: bool = False) -> None:
         """Tangent: ``dy = J dx``."""
         deps, outputs, rules = self._dependencies, self._outputs, self.rules
-        ins, outs = _having("tlm_value", deps, rules.active), rules.differentiable
+        (ins, tangents), outs = _having("tlm_value", deps, rules.active), rules.differentiable
         if markings:
-            outs = tuple([k for k in outs if outputs[k].is_control_dependent])
+            outs = _marked(outputs, outs)
         if not ins or not outs:
             return
         local = rules.at(ins, outs)
         x, c = local.split(self.primals(), self.constants)
-        dx = self._seeds([deps[i].tlm_value for i in ins], local.in_avals, x[0])
-        for k, dy in zip(outs, local.jvp((*x, *dx), c), strict=True):
+        dx = self._seeds(tangents, local.in_avals, x[0])
+        for k, dy in zip(outs, local.jvp(x + dx, c), strict=True):
             outputs[k].add_tlm_output(dy)
 
     def evaluate_adj(self, markings: bool = False) -> None:
         """Adjoint: ``xb = J^H yb``."""
         deps, outputs, rules = self._dependencies, self._outputs, self.rules
-        ins, outs = self._active(markings), _having("adj_value", outputs, rules.differentiable)
+        ins, (outs, adjoints) = self._active(markings), _having("adj_value", outputs, rules.differentiable)
         if not ins or not outs:
             return
         local = rules.at(ins, outs)
         x, c = local.split(self.primals(), self.constants)
-        yb = self._seeds([outputs[k].adj_value for k in outs], local.out_avals, x[0])
-        for i, xb in zip(ins, local.vjp((*x, *yb), c), strict=True):
+        yb = self._seeds(adjoints, local.out_avals, x[0])
+        for i, xb in zip(ins, local.vjp(x + yb, c), strict=True):
             add_adjoint(deps[i], xb)
 
     def evaluate_hessian(self, markings: bool = False) -> None:
@@ -126,19 +122,20 @@ class EngineBlock(Block):
 
     def _second_adjoint(self, markings: bool, *, with_adjoint: bool) -> None:
         deps, outputs, rules = self._dependencies, self._outputs, self.rules
-        outs = _having("adj_value", outputs, rules.differentiable)
+        outs, adjoints = _having("adj_value", outputs, rules.differentiable)
         if len(outs) < len(rules.differentiable):
-            second = _having("hessian_value", outputs, rules.differentiable)
+            second, _ = _having("hessian_value", outputs, rules.differentiable)
             outs = tuple(sorted({*outs, *second}))
+            adjoints = [outputs[k].adj_value for k in outs]
         ins = self._active(markings)
         if not ins or not outs:
             return
         local = rules.at(ins, outs)
         x, c = local.split(self.primals(), self.constants)
-        yb = self._seeds([outputs[k].adj_value for k in outs], local.out_avals, x[0])
+        yb = self._seeds(adjoints, local.out_avals, x[0])
         dx = self._seeds([deps[i].tlm_value for i in ins], local.in_avals, x[0])
         dyb = self._seeds([outputs[k].hessian_value for k in outs], local.out_avals, x[0])
-        result = local.hvp((*x, *yb, *dx, *dyb), c)
+        result = local.hvp(x + yb + dx + dyb, c)
         for k, i in enumerate(ins):
             if with_adjoint:
                 add_adjoint(deps[i], result[k])
@@ -148,11 +145,23 @@ class EngineBlock(Block):
         return f"{self.rules.engine.name}:{self.rules.name}"
 
 
-def _having(kind: str, variables: Sequence[Any], positions: tuple[int, ...]) -> tuple[int, ...]:
-    """The positions of the variables that have an adjoint, a tangent or a Hessian value."""
+def _having(kind: str, variables: Sequence[Any], positions: tuple[int, ...]) -> tuple[tuple[int, ...], list[Any]]:
+    """The positions of the variables that have an adjoint, a tangent or a Hessian value, and these."""
+    values = []
     for k in positions:
-        if getattr(variables[k], kind) is None:
-            return tuple([k for k in positions if getattr(variables[k], kind) is not None])
+        value = getattr(variables[k], kind)
+        if value is None:
+            there = [k for k in positions if getattr(variables[k], kind) is not None]
+            return tuple(there), [getattr(variables[k], kind) for k in there]
+        values.append(value)
+    return positions, values
+
+
+def _marked(variables: Sequence[Any], positions: tuple[int, ...]) -> tuple[int, ...]:
+    """The positions of the variables that depend on a control."""
+    for k in positions:
+        if not variables[k].is_control_dependent:
+            return tuple([k for k in positions if variables[k].is_control_dependent])
     return positions
 
 
