@@ -136,7 +136,7 @@ class TensorFlowEngine(Engine):
                 return _inlined(f, x, c)
             # The shapes belong to the key because TensorFlow folds them into the graph: a graph traced for 100 numbers
             # would take 3 and divide their mean by 100.
-            key = tuple([(tuple(a.shape), a.dtype) for a in arrays])
+            key = tuple([(a._shape_tuple(), a.dtype) for a in arrays])
             program = programs.get(key)
             if program is None:
                 program = programs[key] = _alone(_traced, f, len(x), arrays)
