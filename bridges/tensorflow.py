@@ -159,6 +159,11 @@ class TensorFlowEngine(Engine):
     ) -> tuple[Arrays, Arrays]:
         return loop(body, carry, constants, rows, length)
 
+    def kept_by_loops(self, memory: str) -> str | None:
+        if memory == "sqrt":
+            return None
+        return "the states between groups of turns; few small turns run one after the other, without a loop"
+
     def value_and_vjp_of(self, f: Map, n: int, outs: Sequence[int]) -> Map:
         def value_and_vjp(x: Arrays, c: Arrays) -> Arrays:
             everything: list[Arrays] = []

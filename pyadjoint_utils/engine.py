@@ -299,6 +299,10 @@ class Engine:
             raise NotDifferentiableError(f"The engine {self.name!r} has no 'getitem' and 'stack' to loop over rows.")
         return getitem, stack
 
+    def kept_by_loops(self, memory: str) -> str | None:
+        """Return what derivatives of :meth:`loop` keep if that is something else than ``memory=`` says, in words."""
+        return None
+
     def build(self, f: Map, x: Arrays, c: Arrays, avals: Sequence[Aval], work: Work) -> Map:
         """Return ``f`` compiled now, for arrays like these.
 

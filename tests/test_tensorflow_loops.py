@@ -182,4 +182,18 @@ def test_a_loop_in_a_loop_that_keeps_few_states():
     for _ in range(50):
         y = leap(y, x, p)
         t = t * 1.01
-    check([y, cost(y, np.zeros(3)) * t], [x, p], memory="sqrt")
+    text = check([y, cost(y, np.zeros(3)) * t], [x, p], memory="sqrt").describe()
+    assert "Loops keep for the derivative: sqrt" in text.splitlines()
+
+
+@pytest.mark.parametrize("memory", [None, "step"])
+def test_what_loops_really_keep_is_said(memory, caplog):
+    caplog.set_level("INFO")
+    x, p = (array(e.own(np.random.default_rng(k).uniform(0.2, 1.0, 3))) for k in range(2))
+    y = x
+    for _ in range(20):
+        y = leap(y, x, p)
+    text = check([y], [x, p], memory=memory).describe()
+    said = f"{memory or 'all'}; in tensorflow: the states between groups of turns; few small turns run one after"
+    assert f"Loops keep for the derivative: {said}" in text
+    assert f"Loops keep: {said}" in caplog.text

@@ -36,16 +36,13 @@ def _lines(policy: Policy, inputs: Sequence[str], outputs: Sequence[str]) -> Ite
         yield f"NumPy's arithmetic in {engine}: " + ", ".join(f"{count} x {name}" for name, count in names.items())
     for reason, count in policy.merging.reasons.items():
         yield f"Not merged: {count} x {reason}" if count > 1 else f"Not merged: {reason}"
-    if any(segment.compiled.fused.loops for segment in _segments(first)):
-        yield f"Loops keep for the derivative: {policy.memory}"
+    kept = policy.kept_by_loops(first)
+    if kept is not None:
+        yield f"Loops keep for the derivative: {kept}"
     elif policy.memory.schedule is not None:
         yield f"No loop: all values are kept, and not as the schedule of the tape says ({policy.memory.schedule})"
     budget = policy.budget
     yield f"Compiling: {budget.spent:.2f} s of {budget.limit:g} s used"
-
-
-def _segments(program: MergedProgram) -> list[Segment]:
-    return [step for step in program.steps if isinstance(step, Segment)]
 
 
 def _steps(program: MergedProgram) -> Iterator[str]:

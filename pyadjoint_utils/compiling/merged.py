@@ -54,9 +54,14 @@ class MergedProgram(Program):
         """Whether a gradient that will be asked for is computed with the value, and not from what an engine keeps."""
         return self.whole and self.steps[0].gives_gradient_at_once
 
+    @property
+    def segments(self) -> list[Segment]:
+        """The steps that several Blocks were merged into."""
+        return [step for step in self.steps if isinstance(step, Segment)]
+
     def summary(self) -> str:
         """Return in a few words what it consists of."""
-        segments = [step for step in self.steps if isinstance(step, Segment)]
+        segments = self.segments
         merged = sum(step.compiled.fused.blocks for step in segments)
         programs = len({step.compiled for step in segments})
         loops = sum(step.compiled.fused.loops for step in segments)

@@ -2,14 +2,14 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pyadjoint_utils.checkpointing.schedules import Schedule
 from pyadjoint_utils.compiling.merged import MergedProgram
 from pyadjoint_utils.compiling.merging import Merging
-from pyadjoint_utils.compiling.program import Program, Step
-from pyadjoint_utils.compiling.segments import Budget, Segment
+from pyadjoint_utils.compiling.program import Program
+from pyadjoint_utils.compiling.segments import Budget
 from pyadjoint_utils.engine import Engine
 
 _log = logging.getLogger(__name__)
@@ -88,20 +88,22 @@ class Policy:
         allowed = self.budget.left / 2 if order == 1 else self.budget.left
         for limit in _LIMITS:
             merged = self._limited(limit)
-            seconds = sum(_seconds(merged.steps, order))
+            seconds = sum(rules.seconds(order) for rules in {s.compiled for s in merged.segments})
             if seconds <= allowed:
                 break
         else:
             merged, seconds = self._limited(_BLOCK_BY_BLOCK), 0.0
-        for step in merged.steps:
-            if isinstance(step, Segment):
-                step.compiled.budget = self.budget
-        _log.info("Derivatives of order %d: %s. Loops keep: %s. About %.2g s to compile, %g s allowed.",
-                  order, merged.summary(), self.memory, seconds, allowed)  # fmt: skip
+        for segment in merged.segments:
+            segment.compiled.budget = self.budget
+        kept = self.kept_by_loops(merged)
+        _log.info("Derivatives of order %d: %s.%s About %.2g s to compile, %g s allowed.",
+                  order, merged.summary(), f" Loops keep: {kept}." if kept else "", seconds, allowed)  # fmt: skip
         return merged
 
-
-def _seconds(steps: Sequence[Step], order: int) -> list[float]:
-    """About how long it takes to compile each program that occurs."""
-    rules = {step.compiled for step in steps if isinstance(step, Segment)}
-    return [r.seconds(order) for r in rules]
+    def kept_by_loops(self, program: MergedProgram) -> str | None:
+        """Return what the loops of a program keep for the derivative, in words; None where there is no loop."""
+        rules = [s.compiled for s in program.segments]
+        engines = dict.fromkeys(r.engine for r in rules if r.fused.loops)
+        kept = {engine.name: engine.kept_by_loops(self.memory.kept) for engine in engines}
+        notes = [f"; in {name}: {note}" for name, note in kept.items() if note]
+        return f"{self.memory}{''.join(notes)}" if engines else None
