@@ -105,6 +105,8 @@ def backward(roots: Sequence[Any], ends: Sequence[tuple[Any, Any]]) -> list[Any]
 
 def aval_of(value: Any) -> Aval | None:
     """Return the shape and dtype of what a box holds, None for what is no array."""
+    if type(value) is np.ndarray:
+        return Aval(value.shape, value.dtype)
     while type(value) in Box.types:
         value = value._value
     if isinstance(value, (np.ndarray, np.generic)):
@@ -112,15 +114,16 @@ def aval_of(value: Any) -> Aval | None:
     return Aval((), np.asarray(value).dtype) if isinstance(value, (float, complex)) else None
 
 
-def fitted(g: Any, aval: Aval | None, name: str) -> Any:
+def fitted(g: Any, aval: Aval | None, name: Any) -> Any:
     """Project a derivative onto the dtype of its value, real or complex, wide or narrow; another shape is an error."""
     found = aval_of(g)  # None for autograd's sparse and nested derivatives
     if aval is None or found is None or found == aval:
         return g
     if found.shape != aval.shape:
         raise NotDifferentiableError(
-            f"autograd's rule for {name} gives a derivative of shape {found.shape} for a value of shape {aval.shape} with "
-            "these arguments. Write the computation with other functions, or define a primitive with a rule of your own."
+            f"autograd's rule for {_name(name)} gives a derivative of shape {found.shape} for a value of shape {aval.shape} "
+            "with these arguments. Write the computation with other functions, or define a primitive with a rule of your "
+            "own."
         )
     if not aval.differentiable:
         return g
@@ -145,7 +148,7 @@ def _no_rule(fun: Any, args: Any, kwargs: Any, why: object) -> NotDifferentiable
 
 
 def _described(value: Any) -> str:
-    aval = aval_of(value)
+    aval = value if isinstance(value, Aval) else aval_of(value)
     return repr(value)[:40] if aval is None else str(aval)
 
 
@@ -170,25 +173,37 @@ def _apply(fun: Any, args: Any, kwargs: Any, rule: Callable[..., Any], *given: A
 
 def _pull_back_of(fun: Any, argnums: Any, value: Any, args: Any, kwargs: Any) -> Callable[[Any], list[Any]]:
     """Return the VJP of one call: from the value's cotangent to those of the boxed arguments."""
-    aval = aval_of(value)
-    if (aval is not None and not aval.differentiable) or (fun in CONSTANT and fun not in VJPS):
+    maker = VJPS.get(fun)
+    if not _passes(value) or (maker is None and fun in CONSTANT):
         # Whole numbers and truth values are constant almost everywhere, as is what autograd was told so by others.
         return lambda g: [vspace(args[i]).zeros() for i in argnums]
-    maker = VJPS.get(fun) or primitive_vjps.get(fun)
+    maker = maker or primitive_vjps.get(fun)
     if maker is None:
         raise _no_rule(fun, args, kwargs, "there is no rule for it")
     rule = _apply(fun, args, kwargs, maker, argnums, value)
-    avals = [aval_of(args[i]) for i in argnums]
+    # Not the arguments: with them, every intermediate value would be kept.
+    avals = [(a.shape, a.dtype) if type(a := args[i]) is np.ndarray else aval_of(a) for i in argnums]
 
     def pull_back(g: Any) -> list[Any]:
         try:
-            return [fitted(x, a, _name(fun)) for x, a in zip(rule(g), avals, strict=True)]
+            return [
+                x if type(x) is np.ndarray and (x.shape, x.dtype) == a else fitted(x, a and Aval(*a), fun)
+                for x, a in zip(rule(g), avals, strict=True)
+            ]
         except np.linalg.LinAlgError:
             raise
         except (NotImplementedError, ValueError) as error:
-            raise _no_rule(fun, args, kwargs, error) from error
+            raise _no_rule(fun, [a and Aval(*a) for a in avals], kwargs, error) from error
 
     return pull_back
+
+
+def _passes(value: Any) -> bool:
+    """Whether a derivative passes a value of this dtype."""
+    if type(value) is np.ndarray:
+        return value.dtype.kind in "fcV"
+    aval = aval_of(value)
+    return aval is None or aval.differentiable
 
 
 def _push_forward(fun: Any, argnums: Any, gs: list[Any], value: Any, args: Any, kwargs: Any) -> Any:
@@ -201,7 +216,7 @@ def _push_forward(fun: Any, argnums: Any, gs: list[Any], value: Any, args: Any, 
     found = aval_of(g)
     if aval is not None and found is not None and found.shape != aval.shape:
         g = anp.add(g, np.zeros(aval.shape, aval.dtype))  # as of where(), whose branches broadcast
-    return fitted(g, aval, _name(fun))
+    return fitted(g, aval, fun)
 
 
 def _transposed(pull_back: Callable[[Any], list[Any]], value: Any, gs: list[Any]) -> Any:
