@@ -121,9 +121,9 @@ def fitted(g: Any, aval: Aval | None, name: Any) -> Any:
         return g
     if found.shape != aval.shape:
         raise NotDifferentiableError(
-            f"autograd's rule for {_name(name)} gives a derivative of shape {found.shape} for a value of shape {aval.shape} "
-            "with these arguments. Write the computation with other functions, or define a primitive with a rule of your "
-            "own."
+            f"autograd's rule for {_name(name)} gives a derivative of shape {found.shape} for a value of shape "
+            f"{aval.shape} with these arguments. Write the computation with other functions, or define a primitive with a "
+            "rule of your own."
         )
     if not aval.differentiable:
         return g
