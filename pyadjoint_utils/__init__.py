@@ -18,6 +18,7 @@ from pyadjoint import (
 from pyadjoint_utils.annotation import annotate_tape
 from pyadjoint_utils.black_boxes.black_box import overload_numpy
 from pyadjoint_utils.block import EngineBlock
+from pyadjoint_utils.callbacks import Callback, CallbackCombiner, FileLoggerCallback, Iteration
 from pyadjoint_utils.control import Control
 from pyadjoint_utils.conversion import to_adjfloat, to_jax, to_numpy, to_tensorflow, to_torch
 from pyadjoint_utils.drivers import (
@@ -45,14 +46,7 @@ from pyadjoint_utils.flat import ReducedFunctionNumPy
 from pyadjoint_utils.functional import ReducedFunctional
 from pyadjoint_utils.models import parameters
 from pyadjoint_utils.numpy_functions import install_on_adjfloat
-from pyadjoint_utils.optimization import (
-    Callback,
-    CallbackCombiner,
-    FileLoggerCallback,
-    Iteration,
-    NotConvergedWarning,
-    minimize,
-)
+from pyadjoint_utils.optimization import NotConvergedWarning, minimize
 from pyadjoint_utils.overloading import overload
 from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.stop import stop_gradient

@@ -1,11 +1,9 @@
 """Minimise a reduced functional with SciPy's optimizers."""
 
-import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,12 +11,11 @@ from pyadjoint import AdjFloat
 from pyadjoint.enlisting import Enlist
 from pyadjoint.tape import no_annotations
 
-from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
+from pyadjoint_utils.callbacks import CallbackCombiner, Iteration
+from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, NotDifferentiableError
 from pyadjoint_utils.functional import ReducedFunctional
 from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.values import asarray, flattened, ndarray, unflattened
-
-_log = logging.getLogger(__name__)
 
 _WITHOUT_GRADIENT = {"nelder-mead", "powell", "cobyla", "cobyqa"}
 _WITH_HESSIAN = {"newton-cg", "trust-ncg", "trust-krylov", "trust-constr"}
@@ -28,89 +25,6 @@ _METHODS = _WITHOUT_GRADIENT | _WITH_HESSIAN | _DENSE_HESSIAN | {"cg", "bfgs", "
 
 class NotConvergedWarning(UserWarning):
     """An optimizer stopped before it converged; the best iterate is returned."""
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """One iteration of an optimizer.
-
-    Attributes:
-        number: counted from 1.
-        value: the functional.
-        gradient_norm: Euclidean norm of the last gradient, NaN for methods without one.
-        evaluations: evaluations of the functional so far.
-        seconds: time since the start.
-        controls: values of the controls, unlisted if there is one.
-    """
-
-    number: int
-    value: float
-    gradient_norm: float
-    evaluations: int
-    seconds: float
-    controls: Any
-
-
-class Callback:
-    """Called after each iteration of :func:`minimize`; subclass it, or pass any function of an :class:`Iteration`.
-
-    Example:
-        >>> from pyadjoint_utils import Callback
-        >>> class Last(Callback):
-        ...     def __call__(self, iteration):
-        ...         self.value = iteration.value
-    """
-
-    def __call__(self, iteration: Iteration) -> Any:
-        """Take one iteration; return True to stop."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Called once at the end."""
-
-
-class FileLoggerCallback(Callback):
-    """Writes one line of comma-separated values per iteration: number, value, gradient norm, evaluations, seconds.
-
-    Args:
-        path: the file; it is replaced.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
-        self._file = self._path.open("w", encoding="utf-8")
-        self._write("iteration,value,gradient_norm,evaluations,seconds")
-
-    def __call__(self, iteration: Iteration) -> None:
-        i = iteration
-        self._write(f"{i.number},{i.value!r},{i.gradient_norm!r},{i.evaluations},{i.seconds:.6f}")
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _write(self, line: str) -> None:
-        self._file.write(line + "\n")
-        self._file.flush()
-
-
-class CallbackCombiner(Callback):
-    """Calls several callbacks in order; stops if one of them asks for it.
-
-    Args:
-        callbacks: callbacks or functions of an :class:`Iteration`.
-    """
-
-    def __init__(self, callbacks: Sequence[Callable[[Iteration], Any]]) -> None:
-        self._callbacks = list(callbacks)
-
-    def __call__(self, iteration: Iteration) -> bool:
-        answers = [callback(iteration) for callback in self._callbacks]  # each is called, whatever the others say
-        return any(answers)
-
-    def close(self) -> None:
-        for callback in self._callbacks:
-            if isinstance(callback, Callback):
-                callback.close()
 
 
 class Minimisers(list):
@@ -285,10 +199,7 @@ class _Problem:
         self._delist = rf.controls.delist
         function = self._function = rf._function if isinstance(rf, ReducedFunctional) else rf
         self._point: Any = None
-        self._last = [
-            c.control._ad_restore_at_checkpoint(v) for c, v in zip(self._controls, function._last_point(), strict=False)
-        ]
-        self.start = self.flatten(self._last)
+        self.start = self.flatten(function._value_list())
         self._at: np.ndarray | None = None
         self._value, self._gradient = np.nan, np.full(0, np.nan)
         self._sign = 1.0 if scale >= 0 else -1.0
@@ -360,7 +271,17 @@ class _Problem:
         return self._scale * self.flatten(list(Enlist(self._rf.hessian(direction, apply_riesz=True))))
 
     def hessian_matrix(self, x: np.ndarray) -> np.ndarray:
-        return np.stack([self.hessian_action(x, e) for e in np.eye(x.size)])
+        self._move(x)
+        return self._scale * self._second_derivatives(self._rf, None, x.size)
+
+    def _second_derivatives(self, rf: Any, adj: Any, size: int) -> np.ndarray:
+        """The Hessian of a function of the controls, in one sweep where all engines can loop over directions."""
+        if all(isinstance(c.control, (ndarray, AdjFloat)) for c in self._controls):
+            with suppress(NotDifferentiableError):
+                return rf.linear_operator("hessian", adj) @ np.eye(size)
+        directions = [self._delist(self.unflatten(e)) for e in np.eye(size)]
+        rows = [rf.hessian(d, apply_riesz=True) if adj is None else rf.hess_action(d, adj) for d in directions]
+        return np.stack([self.flatten(list(Enlist(row))) for row in rows])
 
     def iterate(self, x: np.ndarray) -> None:
         self._move(x)
@@ -491,8 +412,7 @@ class _Problem:
         def hessian(x: np.ndarray, v: np.ndarray) -> np.ndarray:
             y = at(x)
             seed = np.asarray(v, y.dtype).reshape(y.shape)
-            directions = [self._delist(self.unflatten(e)) for e in np.eye(x.size)]
-            return np.stack([self.flatten(list(Enlist(function.hess_action(d, seed)))) for d in directions])
+            return self._second_derivatives(function, seed, x.size)
 
         if name != "trust-constr":
             return {**constraint, "fun": value, "jac": jacobian}

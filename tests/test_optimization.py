@@ -21,6 +21,7 @@ from pyadjoint_utils import (
     ReducedFunction,
     ReducedFunctional,
     annotate_tape,
+    array,
     minimize,
     ndarray,
 )
@@ -284,6 +285,31 @@ def test_a_reduced_function_as_constraint(method, make):
     line = make(overload_toy(lambda x: x.sum())(x), control)
     best = minimize(rf, method, constraints={"type": "eq", "fun": line})
     np.testing.assert_allclose(asnumpy(best), [1.25, -1.25], atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["trust-exact", "dogleg", "trust-constr"])
+def test_matrices_of_second_derivatives_come_in_one_sweep(method, monkeypatch):
+    """The minimum is at 1 + 1j and 2, where the constraint holds."""
+
+    def square(w):
+        return (w * w.conj()).real
+
+    z, s = array(np.array(0.8 + 0.7j)), AdjFloat(1.7)
+    controls = [Control(z), Control(s)]
+    rf = ReducedFunctional(square(z - (1.0 + 1.0j)) + (s * s - 4.0) ** 2, controls)
+    circle = ReducedFunctional(2.0 * square(z) - s * s, controls)
+
+    def refuse(*args):
+        raise AssertionError("one row at a time")
+
+    monkeypatch.setattr(ReducedFunctional, "hess_action", refuse)
+    if method == "trust-constr":
+        best = minimize(rf, method, constraints={"type": "eq", "fun": circle})
+    else:
+        monkeypatch.setattr(ReducedFunctional, "hessian", refuse)
+        best = minimize(rf, method)
+    assert best[0].item() == pytest.approx(1.0 + 1.0j, abs=1e-3)
+    assert float(best[1]) == pytest.approx(2.0, abs=1e-3)
 
 
 def test_scipys_own_constraints():
