@@ -51,12 +51,13 @@ from pyadjoint_utils.overloading import overload
 from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.stop import stop_gradient
 from pyadjoint_utils.tapes import Tape, push_tape, set_working_tape
+from pyadjoint_utils.taylor import taylor_test, taylor_to_dict
 from pyadjoint_utils.transforming.custom_rules import custom_jvp, custom_vjp
 from pyadjoint_utils.transforming.gradients import grad, value_and_grad
 from pyadjoint_utils.transforming.matrices import hessian, jacfwd, jacrev
 from pyadjoint_utils.transforming.transformations import cvjp, hvp, jvp, linear_adjoint, linearize, vjp
 from pyadjoint_utils.values import array, asarray, ndarray
-from pyadjoint_utils.verification import Verification, taylor_test, taylor_to_dict, verify
+from pyadjoint_utils.verification import Verification, verify
 
 # Names that live in a bridge, and the engine that brings them; they are loaded at their first use.
 _IN_BRIDGES = {

@@ -14,10 +14,10 @@ from pyadjoint_utils import (
     Control,
     ReducedFunction,
     ReducedFunctional,
+    taylor,
     taylor_test,
     taylor_to_dict,
     to_adjfloat,
-    verification,
     verify,
 )
 
@@ -123,8 +123,8 @@ def test_the_lowest_precision_on_the_path_decides():
 
     x = toy(A)
     rf = ReducedFunctional(total(overload_toy(lambda x: astype(x, np.float32))(x)), Control(x))
-    assert verification.lowest_precision(rf) == np.finfo(np.float32).eps
-    assert verification.lowest_precision(functional()) == np.finfo(np.float64).eps
+    assert taylor.lowest_precision(rf) == np.finfo(np.float32).eps
+    assert taylor.lowest_precision(functional()) == np.finfo(np.float64).eps
 
 
 def test_adjfloat_and_pyadjoints_own_functional():
@@ -221,3 +221,26 @@ def test_wrong_arguments(check):
 def test_verify_takes_our_reduced_functions_alone():
     with pytest.raises(ArgumentTypeError, match=r"verify takes.*function"):
         verify(lambda x: x, 1.0)
+
+
+class Fault(Exception):
+    """Raised by a callback in the middle of a verification."""
+
+
+@pytest.mark.parametrize("allowed", [0, 3, 1000])
+def test_a_verification_leaves_the_function_where_it_was(allowed):
+    x, left = toy(A), [1000]
+
+    def count(*args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Fault
+
+    rf = ReducedFunctional(total(quartic(x)), Control(x), eval_cb_pre=count)
+    rf(toy(P))
+    left[0] = allowed
+    try:
+        assert verify(rf, toy(A)).passed
+    except Fault:
+        assert allowed < 1000
+    np.testing.assert_allclose(asnumpy(rf.derivative()), 4 * P**3)

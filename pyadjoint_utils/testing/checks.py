@@ -15,10 +15,11 @@ from pyadjoint_utils.drivers import compute_gradient
 from pyadjoint_utils.engine import Engine
 from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.tapes import Tape, push_tape
+from pyadjoint_utils.taylor import taylor_to_dict
 from pyadjoint_utils.testing.namespace import Namespace, namespace_of
 from pyadjoint_utils.testing.scenarios import Scenario, bend, bent, dtype_of
 from pyadjoint_utils.values import array
-from pyadjoint_utils.verification import taylor_to_dict, verify
+from pyadjoint_utils.verification import verify
 
 TOLERANCE = {"double": 1e-12, "single": 2e-5}
 RECORDED, POINT, DIRECTION, COTANGENT, ELSEWHERE = 1, 2, 3, 4, 5
