@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyadjoint_utils import trees
-from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
+from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, NotDifferentiableError
 from pyadjoint_utils.transforming.leaves import input_of
+from pyadjoint_utils.transforming.sweeps import check_holomorphic
 from pyadjoint_utils.transforming.traced import Traced
 
 
@@ -47,6 +48,26 @@ class Call:
     def program(self) -> Traced:
         """Run the program on a tape of its own."""
         return Traced(self._run, self._leaves, self.inputs, self.name)
+
+    def differentiable_program(
+        self, *, holomorphic: bool, allow_int: bool = False, forward: bool = False, scalar: bool = False
+    ) -> Traced:
+        """Run the program; raise unless the transformation can differentiate what goes in and what comes out.
+
+        Args:
+            holomorphic: whether the program is said to be holomorphic, which is checked.
+            allow_int: whether integers may stand among the differentiated arguments.
+            forward: whether the transformation takes tangents, and not adjoints.
+            scalar: whether the result has to be a scalar.
+        """
+        check_inputs(self, holomorphic=holomorphic, allow_int=allow_int, forward=forward)
+        program = self.program()
+        if scalar:
+            check_scalar(program)
+        check_outputs(program, holomorphic=holomorphic, forward=forward)
+        if holomorphic:
+            check_holomorphic(program, forward=forward)
+        return program
 
     def _run(self, inputs: Sequence[Any]) -> tuple[Any, Any]:
         args = list(self._args)
@@ -113,3 +134,13 @@ def check_outputs(program: Traced, *, holomorphic: bool, forward: bool = False) 
                 f"{program.name} takes a function with real results; {path} is {aval}. For a holomorphic function set "
                 "holomorphic=True; for others use jvp and vjp. Integers are returned as auxiliary data (has_aux=True)."
             )
+
+
+def check_scalar(program: Traced) -> None:
+    """Raise unless the result is one array of shape ``()``."""
+    if program.paths != ["result"] or program.avals[0].shape != ():
+        listed = ", ".join(f"{path}: {aval}" for path, aval in zip(program.paths, program.avals, strict=True))
+        raise NotDifferentiableError(
+            f"{program.name}: only a scalar, of shape (), has a gradient; the function returned {listed or 'no array'}. "
+            "Reduce it, for example with .sum(), or use jacrev, jacfwd or vjp."
+        )

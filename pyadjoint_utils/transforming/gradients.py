@@ -7,12 +7,10 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pyadjoint_utils.errors import NotDifferentiableError
-from pyadjoint_utils.transforming.calls import Call, check_inputs, check_outputs
+from pyadjoint_utils.transforming.calls import Call
 from pyadjoint_utils.transforming.leaves import Seeds
 from pyadjoint_utils.transforming.linear_maps import inputs_of
-from pyadjoint_utils.transforming.sweeps import adjoints, check_holomorphic
-from pyadjoint_utils.transforming.traced import Traced
+from pyadjoint_utils.transforming.sweeps import adjoints
 
 Function = Callable[..., Any]
 
@@ -100,25 +98,10 @@ def _value_and_grad(
     @functools.wraps(fun, updated=())
     def value_and_gradient(*args: Any, **kwargs: Any) -> Any:
         call = Call(fun, args, kwargs, argnums, has_aux=has_aux, name=name)
-        check_inputs(call, holomorphic=holomorphic, allow_int=allow_int)
-        program = call.program()
-        check_scalar(program)
-        check_outputs(program, holomorphic=holomorphic)
-        if holomorphic:
-            check_holomorphic(program)
+        program = call.differentiable_program(holomorphic=holomorphic, allow_int=allow_int, scalar=True)
         seeds = Seeds([1.0] * len(program.live), program.outs, program.out_paths, name)
         gradients = call.like_arguments(inputs_of(program, adjoints(program, seeds)))
         value, aux = program.handed()
         return ((value, aux) if has_aux else value), gradients
 
     return value_and_gradient
-
-
-def check_scalar(program: Traced) -> None:
-    """Raise unless the result is one array of shape ``()``."""
-    if program.paths != ["result"] or program.avals[0].shape != ():
-        listed = ", ".join(f"{path}: {aval}" for path, aval in zip(program.paths, program.avals, strict=True))
-        raise NotDifferentiableError(
-            f"{program.name}: only a scalar, of shape (), has a gradient; the function returned {listed or 'no array'}. "
-            "Reduce it, for example with .sum(), or use jacrev, jacfwd or vjp."
-        )

@@ -15,7 +15,6 @@ from pyadjoint_utils.recording import NotRecordableError
 from pyadjoint_utils.transforming.calls import Call, check_inputs, check_outputs
 from pyadjoint_utils.transforming.leaves import FLOAT0
 from pyadjoint_utils.transforming.program_tape import ProgramTape
-from pyadjoint_utils.transforming.sweeps import check_holomorphic
 from pyadjoint_utils.transforming.traced import Traced
 from pyadjoint_utils.transforming.unit_sweeps import columns, hessians, rows
 from pyadjoint_utils.values import ndarray
@@ -52,17 +51,7 @@ def jacfwd(
         [[4.0, 1.0], [4.0, 4.0]]
     """
 
-    @functools.wraps(fun, updated=())
-    def jacobian(*args: Any, **kwargs: Any) -> Any:
-        call = Call(fun, args, kwargs, argnums, has_aux=has_aux, name="jacfwd")
-        check_inputs(call, holomorphic=holomorphic, forward=True)
-        program = call.program()
-        check_outputs(program, holomorphic=holomorphic, forward=True)
-        if holomorphic:
-            check_holomorphic(program, forward=True)
-        return _handed(call, program, columns(program), has_aux)
-
-    return jacobian
+    return _jacobian(fun, argnums, has_aux, holomorphic, forward=True)
 
 
 def jacrev(
@@ -98,17 +87,7 @@ def jacrev(
         [[4.0, 1.0], [4.0, 4.0]]
     """
 
-    @functools.wraps(fun, updated=())
-    def jacobian(*args: Any, **kwargs: Any) -> Any:
-        call = Call(fun, args, kwargs, argnums, has_aux=has_aux, name="jacrev")
-        check_inputs(call, holomorphic=holomorphic, allow_int=allow_int)
-        program = call.program()
-        check_outputs(program, holomorphic=holomorphic)
-        if holomorphic:
-            check_holomorphic(program)
-        return _handed(call, program, rows(program), has_aux)
-
-    return jacobian
+    return _jacobian(fun, argnums, has_aux, holomorphic, allow_int, forward=False)
 
 
 def hessian(
@@ -154,6 +133,26 @@ def hessian(
             return _direction_by_direction(call, call.program(), has_aux)
 
     return second_derivatives
+
+
+def _jacobian(
+    fun: Function,
+    argnums: int | Sequence[int],
+    has_aux: bool,
+    holomorphic: bool,
+    allow_int: bool = False,
+    *,
+    forward: bool,
+) -> Function:
+    name, sweep = ("jacfwd", columns) if forward else ("jacrev", rows)
+
+    @functools.wraps(fun, updated=())
+    def jacobian(*args: Any, **kwargs: Any) -> Any:
+        call = Call(fun, args, kwargs, argnums, has_aux=has_aux, name=name)
+        program = call.differentiable_program(holomorphic=holomorphic, allow_int=allow_int, forward=forward)
+        return _handed(call, program, sweep(program), has_aux)
+
+    return jacobian
 
 
 def _handed(call: Call, program: Traced, found: Blocks, has_aux: bool) -> Any:

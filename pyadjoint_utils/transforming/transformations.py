@@ -13,8 +13,8 @@ from pyadjoint_utils import trees
 from pyadjoint_utils.black_boxes.differences import precision, random_like
 from pyadjoint_utils.errors import ArgumentTypeError, NotDifferentiableError
 from pyadjoint_utils.recording import NotRecordableError
-from pyadjoint_utils.transforming.calls import Call, check_inputs
-from pyadjoint_utils.transforming.gradients import check_scalar, grad
+from pyadjoint_utils.transforming.calls import Call, check_inputs, check_scalar
+from pyadjoint_utils.transforming.gradients import grad
 from pyadjoint_utils.transforming.leaves import Seeds, input_of
 from pyadjoint_utils.transforming.linear_maps import Cotangent, Tangent, directions_of, inputs_of, outputs_of
 from pyadjoint_utils.transforming.sweeps import adjoints, second_adjoints
