@@ -15,8 +15,8 @@ from pyadjoint_utils.transforming.traced import Traced
 from pyadjoint_utils.values import ndarray
 
 
-class Tangent:
-    """The derivative of a program, ``J``, applied to directions of its arguments.
+class _Map:
+    """A linear map of a program at the point where it ran.
 
     Args:
         call: the call of the program.
@@ -27,7 +27,11 @@ class Tangent:
         self._program, self._structure = program, call.structure
 
     def __repr__(self) -> str:
-        return f"<tangent map of {self._program!r}>"
+        return f"<{type(self).__name__.lower()} map of {self._program!r}>"
+
+
+class Tangent(_Map):
+    """The derivative of a program, ``J``, applied to directions of its arguments."""
 
     def __call__(self, *tangents: Any) -> Any:
         """Return ``J`` times a direction, given as one value for each argument, in the containers of the result."""
@@ -43,19 +47,8 @@ class Tangent:
         return outputs_of(program, tangents(program, directions), directions.size)
 
 
-class Cotangent:
-    """The adjoint of the derivative of a program, ``J^H`` under ``Re<a, b>``, applied to cotangents of its result.
-
-    Args:
-        call: the call of the program.
-        program: its run.
-    """
-
-    def __init__(self, call: Call, program: Traced) -> None:
-        self._program, self._structure = program, call.structure
-
-    def __repr__(self) -> str:
-        return f"<adjoint map of {self._program!r}>"
+class Cotangent(_Map):
+    """The adjoint of the derivative of a program, ``J^H`` under ``Re<a, b>``, applied to cotangents of its result."""
 
     def __call__(self, cotangent: Any) -> tuple[Any, ...]:
         """Return ``J^H`` times a cotangent in the containers of the result: a tuple with one value for each argument."""
