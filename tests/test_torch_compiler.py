@@ -116,6 +116,18 @@ def test_another_number_is_another_program():
         assert rules(fast).built == 1
 
 
+def test_a_zero_of_another_sign_is_another_program():
+    signed = overload_torch(lambda x, c: x * torch.full_like(x, c).reciprocal().sign(), name="signed")
+    for c in (0.0, -0.0):
+        with push_tape(Tape()):
+            fast = functional(lambda x, c=c: signed(x, c), sine).compile(engines=QUICK)
+        np.testing.assert_allclose(float(fast(P)), np.sum(P * np.sin(P)))
+        gradient = np.asarray(
+            functional(lambda x, c=c: signed(x, c), lambda y: y * 1.0).compile(engines=QUICK).derivative()
+        )
+        np.testing.assert_allclose(gradient, np.copysign(np.ones(3), c))
+
+
 def test_tensors_with_gaps():
     x = array(e.own(np.ones((2, 3))))
     rows = overload_torch(lambda x: x.reshape(-1)[1:4] * 2.0)

@@ -11,7 +11,7 @@ from pyadjoint_utils.compiling.fused import Call, Fused
 from pyadjoint_utils.compiling.grouping import Grouping
 from pyadjoint_utils.compiling.program import Program, Step
 from pyadjoint_utils.compiling.repetitions import Rolling, repetitions
-from pyadjoint_utils.compiling.segments import Constants, Segment, SegmentRules
+from pyadjoint_utils.compiling.segments import Constants, Segment, SegmentRules, number_key
 from pyadjoint_utils.engine import Aval, Engine, convert
 from pyadjoint_utils.variable import entered
 
@@ -107,7 +107,7 @@ class Merging:
         values = tuple([constants.array(slot) for slot in kept])
         compiler = self._compilers[engine]
         # A compiler takes numbers that are no arrays for a part of the program.
-        numbers = [(type(v), v) for v in values if type(v) not in engine.array_types] if compiler else []
+        numbers = [number_key(v) for v in values if type(v) not in engine.array_types] if compiler else []
         rules = _segment_rules(
             (engine, compiler, *numbers),
             Fused(calls, [*inputs, *kept], outputs),

@@ -104,6 +104,11 @@ class SegmentRules(Rules):
         return seconds
 
 
+def number_key(number: Any) -> Hashable:
+    """Return what numbers have in common that are the same to a program; 0.0 and -0.0 are not."""
+    return type(number), repr(number)
+
+
 class Segment(Step):
     """Several steps as one, with the face of a step.
 
@@ -174,7 +179,7 @@ class Constants:
 
     def _by_value(self, value: Any) -> int:
         if not self._is_array(value):
-            key: Hashable = (type(value), value)
+            key: Hashable = number_key(value)
         else:
             aval = Aval(value.shape, value.dtype) if type(value) is np.ndarray else self.engine.aval(value)
             if aval.dtype.itemsize * math.prod(aval.shape) > _INTERNED:
