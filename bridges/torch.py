@@ -17,7 +17,7 @@ from bridges.torch_graphs import require_grad, split_vjp_of, value_and_vjp_of, v
 from bridges.torch_inside import as_torch
 from bridges.torch_kernels import ONE_AT_A_TIME
 from bridges.torch_modules import OverloadedModule, random_state, set_random_state
-from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
+from pyadjoint_utils.engine import FEW, Arrays, Aval, Engine, Map
 from pyadjoint_utils.errors import (
     ArgumentTypeError,
     ImmutableError,
@@ -30,6 +30,7 @@ _NAMES = ("bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float3
 _TO_NUMPY: dict[torch.dtype, np.dtype] = {getattr(torch, name): np.dtype(name) for name in _NAMES}
 _TO_TORCH: dict[np.dtype, torch.dtype] = {dtype: ours for ours, dtype in _TO_NUMPY.items()}
 _PLAIN = frozenset(_TO_TORCH)
+_COMMON = frozenset([torch.float32, torch.float64, torch.complex64, torch.complex128])
 # Dtypes that NumPy lacks travel through it as integers of their width.
 _CARRIERS = {1: torch.uint8, 2: torch.int16}
 
@@ -162,9 +163,11 @@ class TorchEngine(Engine):
 
     def enter(self, source: Any, dtype: np.dtype | None = None) -> Any:
         array = _from_numpy(source) if isinstance(source, np.ndarray) else torch.from_dlpack(source)
-        return array if dtype is None else self.cast(array, dtype)
+        return array if dtype is None or _torch_dtype(dtype) == array.dtype else self.cast(array, dtype)
 
     def export(self, array: Any) -> Any:
+        if array.is_cpu and array.numel() <= FEW and array.dtype in _COMMON:
+            return array.numpy(force=True)  # others take it in less time than they ask for torch's memory
         return _settled(array).contiguous()
 
     def to_numpy(self, array: Any) -> np.ndarray:

@@ -93,6 +93,10 @@ class Engine:
         """
         raise NotImplementedError
 
+    def enter_all(self, sources: Sequence[np.ndarray]) -> list[Any]:
+        """Make own arrays out of NumPy arrays, at once where that costs less than :meth:`enter` for each of them."""
+        return [self.enter(source) for source in sources]
+
     def argument(self, source: np.ndarray, dtype: np.dtype) -> Any:
         """Return a NumPy array as a compiled map takes it for one call: as :meth:`enter`, or in whatever form costs less.
 
@@ -101,7 +105,7 @@ class Engine:
         return self.enter(source, dtype)
 
     def export(self, array: Any) -> Any:
-        """Return an alias of an own array that is safe to read through ``__dlpack__``."""
+        """Return an alias of an own array that is safe to read through ``__dlpack__``; it may be NumPy's."""
         return array
 
     def to_numpy(self, array: Any) -> np.ndarray:
@@ -389,6 +393,7 @@ _owners: dict[type, Engine] = {}
 _strangers: set[type] = set()  # classes that are known to be no engine's
 _on_register: list[Callable[[Engine], None]] = []
 _registering = threading.RLock()
+FEW = 4096  # numbers that are copied in less time than an engine takes to find another one's memory
 _HOST = {1, 3}  # DLPack's numbers of the CPU's memory, the second of memory that an accelerator reads as well
 
 

@@ -428,6 +428,18 @@ def test_numpys_memory_is_not_read_after_a_call_has_returned():
         close(y, np.full(n, np.sin(0.5)))
 
 
+def test_an_array_that_enters_is_read_before_the_call_returns():
+    engine, n = get_engine("jax"), 1_000_000
+    a = np.empty(n)
+    for _ in range(20):
+        a[:] = 0.5
+        y = engine.enter(a)
+        a[:] = 7.0
+        assert not np.any(np.asarray(y) == 7.0)
+    swapped = engine.enter(np.array([1.0, -2.0], ">f8"))
+    assert (swapped.tolist(), swapped.dtype) == ([1.0, -2.0], np.float64)
+
+
 # Precision ---------------------------------------------------------------------------------------------------------------
 
 

@@ -137,3 +137,20 @@ np.testing.assert_allclose(v, w, rtol=1e-10)
 
 def test_large_arrays_do_not_deadlock():
     subprocess.run([sys.executable, "-c", LARGE], check=True, timeout=120, cwd=ROOT)
+
+
+@pytest.mark.parametrize("n", [3, 5000])  # numbers that go through NumPy, and more that do not
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64, np.complex128])
+def test_results_have_the_dtypes_of_their_engine(dtype, n):
+    x = array(np.linspace(0.5, 1.5, n).astype(dtype))
+    outputs = overload_torch(lambda x: (torch.sin(x), torch.conj(x * x)))(x)
+    f = as_jax(ReducedFunction(list(outputs), Control(x)))
+    v = np.linspace(0.1, 1.0, n).astype(dtype) * (1 if dtype in (np.float32, np.float64) else 1 + 1j)
+    tolerance = 1e-5 if dtype in (np.float32, np.complex64) else 1e-12
+    for y, wanted in zip(f(v), (np.sin(v), np.conj(v * v)), strict=True):
+        assert (y.dtype, y.shape) == (dtype, (n,))
+        np.testing.assert_allclose(y, wanted, rtol=tolerance)
+    back = as_torch(ReducedFunction(overload_jax(lambda z: jnp.conj(z) * z)(outputs[1]), Control(x)))
+    y = back(torch.from_numpy(v))
+    assert y.numpy().dtype == dtype
+    np.testing.assert_allclose(y.numpy(), np.abs(v) ** 4, rtol=tolerance)

@@ -110,8 +110,7 @@ class Composition(HostFunction):
             function, inputs, outputs = part
             through = tuple([i for i in function.active if inputs[i] in tangents])
             if through:
-                through = tuple(sorted({*through, *function.seeds}))
-                given = (*inputs, *[tangents.get(inputs[i], next(fresh)) for i in through])
+                given = (*inputs, *[tangents[inputs[i]] for i in through])
                 taken = tuple([tangents.setdefault(outputs[k], next(fresh)) for k in function.differentiable])
                 parts.append(pushed := Part(function.tangent(through), given, taken))
                 origins[pushed] = part, through

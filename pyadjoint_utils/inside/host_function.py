@@ -5,12 +5,13 @@ of that function is another one, so that one primitive per engine, applied to it
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, get_engine, owner_of
+from pyadjoint_utils.engine import FEW, Arrays, Aval, Engine, Map, get_engine, on_host, owner_of
 from pyadjoint_utils.errors import ArgumentValueError
 from pyadjoint_utils.rules import LocalRules, Rules
 from pyadjoint_utils.variable import bare, entered
@@ -31,12 +32,9 @@ class HostFunction:
         outputs: shape and dtype of every result.
         active: positions of the arguments through which a derivative passes.
         differentiable: positions of the results that pass a derivative.
-        seeds: positions of the arguments in which a derivative is linear, where an engine is faster with directions for
-            all of them than for some.
         lasting: whether what it returned stays as it is, whatever is evaluated later.
     """
 
-    seeds: tuple[int, ...] = ()
     lasting = True
 
     def __init__(self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], active: Sequence[int]) -> None:
@@ -76,14 +74,21 @@ class HostFunction:
         """
         holder = get_engine("numpy") if engine is None else engine
         results, known = self.run_from(tuple(arrays), known or {})
-        return tuple([self._settled(k, value, holder) for k, value in enumerate(results)]), known
+        settled = [self._settled(k, value, holder) for k, value in enumerate(results)]
+        waiting = [k for k, array in enumerate(settled) if type(array) not in holder.array_types]
+        if waiting:
+            for k, array in zip(waiting, holder.enter_all([settled[k] for k in waiting]), strict=True):
+                settled[k] = array
+        return tuple(settled), known
 
     def _settled(self, k: int, value: Any, engine: Engine) -> Any:
+        """A result of the expected dtype, of the engine or, where it is small and from elsewhere, of NumPy."""
         aval = self.outputs[k]
-        if value is None:
-            return engine.zeros(aval)
-        array = entered(value, aval, engine)
-        if (found := engine.aval(array)).shape != aval.shape:
+        value, through = np.zeros(aval.shape, aval.dtype) if value is None else bare(value), engine
+        if type(value) not in engine.array_types and aval.dtype.kind in "fc" and math.prod(aval.shape) <= FEW:
+            through = get_engine("numpy") if on_host(value) else engine
+        array = entered(value, aval, through)
+        if (found := through.aval(array)).shape != aval.shape:
             raise ArgumentValueError(
                 f"{self.name}: result {k} is {found} here and was {aval} when it was recorded. The shapes of a recorded "
                 "function's results must not depend on the values of its arguments."
@@ -152,16 +157,23 @@ class RulesFunction(HostFunction):
         rules: the function.
         constants: the arrays that follow its dependencies.
         active: positions of the dependencies that pass a derivative.
-        order: for each dependency of ``rules``, where it stands among the arguments; None where it stands already.
+        order: for each dependency of ``rules``, where it stands among the arguments, or None for zero; without it, where
+            it stands already.
+        seeds: positions of the arguments in which it is linear. Engines are faster with directions for all of them.
     """
 
     def __init__(
-        self, rules: Rules, constants: Arrays, active: Sequence[int], order: Sequence[int] | None = None
+        self,
+        rules: Rules,
+        constants: Arrays,
+        active: Sequence[int],
+        order: Sequence[int | None] | None = None,
+        seeds: Sequence[int] = (),
     ) -> None:
-        self._rules, self._constants = rules, constants
+        self._rules, self._constants, self._seeds = rules, constants, tuple(seeds)
         self._order = tuple(range(rules.dependencies)) if order is None else tuple(order)
-        self._at = {i: j for j, i in enumerate(self._order)}
-        inputs = [rules.inputs[self._at[i]] for i in range(rules.dependencies)]
+        self._at = {i: j for j, i in enumerate(self._order) if i is not None}
+        inputs = [rules.inputs[self._at[i]] for i in range(len(self._at))]
         super().__init__(rules.name, inputs, rules.outputs, active)
         self._loops = type(rules.engine).batch_of is Engine.batch_of
         self._passes: dict[tuple[bool, ...], Map] = {}
@@ -173,8 +185,14 @@ class RulesFunction(HostFunction):
         return y
 
     def _leaves(self, x: Arrays) -> Arrays:
-        given = [self._argument(x[i], aval) for i, aval in zip(self._order, self._rules.inputs, strict=False)]
+        given = [
+            self._zeros(aval) if i is None else self._argument(x[i], aval)
+            for i, aval in zip(self._order, self._rules.inputs, strict=False)
+        ]
         return (*given, *self._constants)
+
+    def _zeros(self, aval: Aval) -> Any:
+        return self.once(("zeros", aval), lambda: self._rules.engine.zeros(aval))
 
     def _argument(self, value: Any, aval: Aval) -> Any:
         if isinstance(value, np.ndarray) and self._rules.compiled:
@@ -184,34 +202,42 @@ class RulesFunction(HostFunction):
     def _local(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> LocalRules:
         return self._rules.at(tuple([self._at[i] for i in ins]), outs)
 
-    def _derive(self, rules: Rules, local: LocalRules, ins: Sequence[int], seeds: int) -> "RulesFunction":
+    def _derive(
+        self, rules: Rules, local: LocalRules, ins: Sequence[int], seeds: Sequence[int | None]
+    ) -> "RulesFunction":
         # The arguments are (*x, *seeds), the dependencies (*x of ins, *seeds, *other x).
-        n = len(self.inputs)
-        order = [*ins, *range(n, n + seeds), *[self._order[j] for j in local.others]]
-        derived = RulesFunction(rules, self._constants, (*self.active, *range(n, n + seeds)), order)
-        derived.seeds = tuple(range(n, n + seeds))
-        return derived
+        order = [*ins, *seeds, *[self._order[j] for j in local.others]]
+        given = [i for i in seeds if i is not None]
+        return RulesFunction(rules, self._constants, (*self.active, *given), order, given)
+
+    def _directions(self, ins: tuple[int, ...]) -> tuple[tuple[int, ...], list[int | None]]:
+        """The arguments that have a direction to the engine, and where it stands: None for zero."""
+        places = {i: len(self.inputs) + k for k, i in enumerate(ins)}
+        through = tuple(sorted({*ins, *self._seeds}))
+        return through, [places.get(i) for i in through]
 
     def _tangent(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> HostFunction:
-        local = self._local(ins, outs)
-        return self._derive(local.jvp_rules, local, ins, len(ins))
+        through, directions = self._directions(ins)
+        local = self._local(through, outs)
+        return self._derive(local.jvp_rules, local, through, directions)
 
     def _adjoint(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> HostFunction:
-        local = self._local(ins, outs)
-        return self._derive(local.vjp_rules, local, ins, len(outs))
+        local, n = self._local(ins, outs), len(self.inputs)
+        return self._derive(local.vjp_rules, local, ins, range(n, n + len(outs)))
 
     def dual(self, ins: tuple[int, ...]) -> HostFunction | None:
         if len(self.differentiable) < len(self.outputs):
             return None
-        local = self._local(ins, self.differentiable)
-        return self.once(("dual", ins), lambda: self._derive(local.dual_rules, local, ins, len(ins)))
+        through, directions = self._directions(ins)
+        local = self._local(through, self.differentiable)
+        return self.once(("dual", ins), lambda: self._derive(local.dual_rules, local, through, directions))
 
     def run_batch(self, x: Arrays, marks: Sequence[bool], size: int) -> Sequence[Any]:
         key = tuple(marks)
         known = self._passes.get(key)
         if self._loops or key in self._one_by_one:
             return super().run_batch(x, marks, size)
-        in_order = [key[i] for i in self._order]
+        in_order = [i is not None and key[i] for i in self._order]
         leaves, n = self._batch_leaves(x, in_order), self._rules.dependencies
         if known is not None:
             return known(leaves[:n], leaves[n:])
@@ -234,7 +260,9 @@ class RulesFunction(HostFunction):
     def _batch_leaves(self, x: Arrays, in_order: Sequence[bool]) -> Arrays:
         engine = self._rules.engine
         given = [
-            entered(x[i], Aval(_shape(x[i]) if marked else aval.shape, aval.dtype), engine)
+            self._zeros(aval)
+            if i is None
+            else entered(x[i], Aval(_shape(x[i]) if marked else aval.shape, aval.dtype), engine)
             for i, aval, marked in zip(self._order, self._rules.inputs, in_order, strict=False)
         ]
         return (*given, *self._constants)

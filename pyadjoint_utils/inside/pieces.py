@@ -113,6 +113,10 @@ def _foreign(
     in_avals, out_avals = ([avals[slot] for slot in slots] for slots in (inputs, outputs))
     passing = {slot for step in steps for slot in [step.inputs[i] for i in step.active]}
     active = [k for k, slot in enumerate(inputs) if slot in passing]
+    function, *slots = parts[0]
+    known = (function.inputs, function.outputs) == (tuple(in_avals), tuple(out_avals))
+    if isinstance(function, RulesFunction) and slots == [inputs, outputs] and known:
+        return Foreign(function, inputs, outputs)  # there is nothing to compose
     return Foreign(Composition(parts, inputs, outputs, in_avals, out_avals, active, fixed=fixed), inputs, outputs)
 
 
