@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from pyadjoint_utils.engine import Aval, Engine
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
 from pyadjoint_utils.jacobians.points import Points, check_marks, declared_points
@@ -155,7 +157,7 @@ def _parameter_positions(function: Callable[..., Any]) -> tuple[dict[str, int], 
 
 
 def hashable(leaf: Any) -> Any:
-    """Return a static argument as a key that tells 1 from 1.0 and True."""
+    """Return a static argument as a key that tells 1 from 1.0 and True, and 0.0 from -0.0."""
     if isinstance(leaf, slice):
         return ("slice", hashable(leaf.start), hashable(leaf.stop), hashable(leaf.step))
     try:
@@ -165,4 +167,5 @@ def hashable(leaf: Any) -> Any:
             f"A static argument must be hashable, so that a change of it is seen; got {type(leaf).__name__}. Pass its "
             "numbers as arrays in a tuple, list or dict, or give its class a __hash__."
         ) from error
-    return (type(leaf), leaf)
+    kind = type(leaf)
+    return (kind, repr(leaf) if kind in (float, complex) or issubclass(kind, np.inexact) else leaf)

@@ -138,6 +138,22 @@ def test_static_arguments_are_python_values(options):
     np.testing.assert_allclose(asnumpy(power(x, 2)), A**2)
 
 
+def test_static_numbers_that_are_equal_and_not_the_same():
+    seen = []
+
+    def f(x, n):
+        seen.append(n)
+        return x * (-2.0 if str(n).startswith("-") else 1.0)
+
+    x, signed = toy(A), overload_toy(f, static_argnums=1)
+    numbers = (0.0, -0.0, 0, False, np.float32(-0.0), -0.0 + 0j, complex(-0.0, 0.0))
+    for n in numbers:
+        factor = -2.0 if str(n).startswith("-") else 1.0
+        np.testing.assert_allclose(asnumpy(signed(x, n)), factor * A)
+        assert type(seen[-1]) is type(n)
+        assert repr(seen[-1]) == repr(n)
+
+
 def test_a_static_argument_may_keep_its_default():
     def f(x, n=3):
         return x**n
