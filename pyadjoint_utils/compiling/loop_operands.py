@@ -63,8 +63,8 @@ class LoopOperands:
         return self._entries[operand.source, operand.lag]
 
     def read(self, reading: Reading, call: Call, outputs: Sequence[int]) -> Call:
-        """Return what is left to do in a turn of an indexing that reads through a window."""
-        row = self._row(Rows((reading.source,), reading.window))
+        """Return what is left to do in a turn of an indexing whose parts are put together before the loop."""
+        row = self._row(Rows((reading.source,), reading.window, reading.places))
         numbers = [n if isinstance(n, int) else self._known.integer(*n) for n in reading.numbers]
         return Call(reading.rules, [row, *map(self._constant, numbers)], outputs, call.stops, call.casts)
 
@@ -98,5 +98,11 @@ class LoopOperands:
         return [self._packed(rows) for rows in self._rows]
 
     def _packed(self, rows: Rows) -> Rows:
-        slot = None if rows.window is not None else self._known.packed(rows.slots)
-        return rows if slot is None else Rows((slot,))
+        if rows.window is None:
+            return Rows(self._one(rows.slots))
+        return rows._replace(places=tuple(map(self._one, rows.places)))
+
+    def _one(self, slots: Sequence[int]) -> Sequence[int]:
+        """The slot of a constant that holds several, or these."""
+        slot = self._known.packed(slots)
+        return slots if slot is None else (slot,)

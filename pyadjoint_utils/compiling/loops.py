@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 from pyadjoint_utils.compiling.fused import Call, Fused, Row, Values
-from pyadjoint_utils.compiling.windows import Window
+from pyadjoint_utils.compiling.windows import Picks, Window
 from pyadjoint_utils.engine import Arrays, Aval, Work
 
 MEMORY = ("all", "step", "sqrt")
@@ -24,16 +24,29 @@ class Rows(NamedTuple):
     Attributes:
         slots: those of all turns, or the one of an array that holds them.
         window: what of that array turns read, if it is not one row each.
+        places: of picks, the slots of their places in all turns, axis by axis, or the one of an array that holds them.
     """
 
     slots: Sequence[int]
-    window: Window | None = None
+    window: Window | Picks | None = None
+    places: tuple[Sequence[int], ...] = ()
+
+    @property
+    def inputs(self) -> list[int]:
+        """All slots."""
+        return [slot for group in (self.slots, *self.places) for slot in group]
 
     def of(self, values: Values) -> Any:
         """Return the parts along a leading axis."""
+        if isinstance(self.window, Picks):
+            return self.window.rows(values, values.one(self.slots[0]), [_stacked(values, p) for p in self.places])
         if self.window is not None:
             return self.window.rows(values, values.one(self.slots[0]))
-        return values.one(self.slots[0]) if len(self.slots) == 1 else values.stacked(self.slots)
+        return _stacked(values, self.slots)
+
+
+def _stacked(values: Values, slots: Sequence[int]) -> Any:
+    return values.one(slots[0]) if len(slots) == 1 else values.stacked(slots)
 
 
 class Loop:
@@ -67,7 +80,7 @@ class Loop:
         self.body, self.length, self.memory = body, length, memory
         self._registers, self._constants, self._rows = registers, constants, rows
         self._last, self._collected = last, collected
-        inputs: list[Any] = [*constants, *(slot for group in (*registers, *[r.slots for r in rows]) for slot in group)]
+        inputs: list[Any] = [*constants, *(slot for group in (*registers, *[r.inputs for r in rows]) for slot in group)]
         outputs = [slot for group in (*last, *collected) for slot in group]
         self.inputs = tuple([slot for slot in inputs if isinstance(slot, int)])
         self.outputs = tuple([slot for slot in outputs if slot is not None])
@@ -75,7 +88,7 @@ class Loop:
             *(body.key, length, memory, len(constants)),
             tuple([slot if isinstance(slot, Aval) else None for slot in inputs]),
             tuple([len(group) for group in registers]),
-            tuple([(len(r.slots), r.window) for r in rows]),
+            tuple([(len(r.slots), r.window, tuple(map(len, r.places))) for r in rows]),
             tuple([slot is None for slot in outputs]),
         )
 

@@ -1,11 +1,14 @@
-"""The part of an array that each turn of a loop reads, where it moves on by the same distance each time.
+"""The part of an array that each turn of a loop reads: what moves on by the same distance each time, or in any order.
 
     y = step(y, forcing[2 * k])        ->        the rows forcing[::2], one for each turn
+    y = step(y, forcing[order[k]])     ->        the rows forcing[order]
 
 So the loop gets the parts one after the other, and the derivative of the array is put together once, from the rows of all
 turns, instead of being added up in its full size in every turn.
 """
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +16,8 @@ import numpy as np
 
 from pyadjoint_utils.compiling.fused import Call, Values
 from pyadjoint_utils.indexing import IndexingRules
+
+_GATHERED = 2**17  # numbers that may be put together for a loop, however small the array is that they come from
 
 
 class Window(NamedTuple):
@@ -53,20 +58,38 @@ class Window(NamedTuple):
         return values.part(found, slice(None, None, -1)) if self.stride < 0 else found
 
 
+class Picks(NamedTuple):
+    """What turns read of an array: entries of some axes in any order, the same ones several times or never.
+
+    Attributes:
+        axes: the axes, in ascending order.
+    """
+
+    axes: tuple[int, ...]
+
+    def rows(self, values: Values, array: Any, places: Sequence[Any]) -> Any:
+        """Return the parts of an array along a leading axis, where each turn reads at these places of the axes."""
+        for k, axis in enumerate(self.axes):
+            array = values.moved(array, axis, k) if axis != k else array
+        return values.part(array, tuple(places))
+
+
 class Reading(NamedTuple):
-    """An indexing in the body of a loop that reads through a window.
+    """An indexing in the body of a loop whose parts are put together before the loop.
 
     Attributes:
         source: slot of the array.
-        window: what it reads of it.
+        window: what turns read of it.
         rules: what is left to do in a turn.
         numbers: what is left of the index: slots, or the number itself for the entry of the window.
+        places: of picks, the slots of their places in all turns, axis by axis.
     """
 
     source: int
-    window: Window
+    window: Window | Picks
     rules: IndexingRules
     numbers: tuple[int | tuple[int], ...]
+    places: tuple[tuple[int, ...], ...] = ()
 
 
 class _Candidate(NamedTuple):
@@ -79,7 +102,7 @@ class _Candidate(NamedTuple):
 def readings(
     body: Sequence[Any], operands: Sequence[Sequence[Any]], integers: Mapping[int, int], turns: int
 ) -> dict[int, Reading]:
-    """Return which calls of a loop's body read through a window.
+    """Return which calls of a loop's body read what can be put together before the loop.
 
     Args:
         body: the calls.
@@ -88,16 +111,26 @@ def readings(
         turns: how many turns there are.
     """
     groups: dict[Any, list[_Candidate]] = {}
-    for j, (call, given) in enumerate(zip(body, operands, strict=True)):
-        if isinstance(call, Call) and isinstance(call.rules, IndexingRules) and _is_fixed(given[0]):
-            moving = _moving(given[1:], integers)
-            if moving is not None:
-                number, first, stride = moving
-                key = given[0].slots[0], call.rules.inputs[0], call.rules.axes[number], stride
-                groups.setdefault(key, []).append(
-                    _Candidate(j, number, first, tuple([operand.slots[0] for operand in given[1:]]))
-                )
     found: dict[int, Reading] = {}
+    for j, (call, given) in enumerate(zip(body, operands, strict=True)):
+        if not (isinstance(call, Call) and isinstance(call.rules, IndexingRules) and _is_fixed(given[0])):
+            continue
+        indices = _indices(given[1:], integers)
+        moving = [k for k, v in enumerate(indices) if (v != v[0]).any()]
+        if not moving:
+            continue
+        slots = tuple([operand.slots[0] for operand in given[1:]])
+        steps = np.diff(indices[moving[0]])
+        if len(moving) == 1 and (steps == steps[0]).all():
+            (k,) = moving
+            key = given[0].slots[0], call.rules.inputs[0], call.rules.axes[k], int(steps[0])
+            groups.setdefault(key, []).append(_Candidate(j, k, int(indices[k][0]), slots))
+        elif _pays(call.rules, moving, turns):
+            rest = tuple([slot for k, slot in enumerate(slots) if k not in moving])
+            places = tuple([tuple(given[1 + k].slots) for k in moving])
+            picks = Picks(tuple([call.rules.axes[k] for k in moving]))
+            rules = functools.reduce(IndexingRules.without, reversed(moving), call.rules)
+            found[j] = Reading(given[0].slots[0], picks, rules, rest, places)
     for (source, aval, axis, stride), candidates in groups.items():
         for window, group in _windows(axis, stride, turns, aval.shape[axis], candidates):
             for c in group:
@@ -109,17 +142,18 @@ def _is_fixed(operand: Any) -> bool:
     return operand.source is None and len(set(operand.slots)) == 1
 
 
-def _moving(numbers: Sequence[Any], integers: Mapping[int, int]) -> tuple[int, int, int] | None:
-    """Which number of an index moves, from where on and how far in each turn; None if that cannot be said."""
+def _indices(numbers: Sequence[Any], integers: Mapping[int, int]) -> list[np.ndarray]:
+    """The numbers of an index in all turns; none if that cannot be said."""
     if not all(operand.source is None and all(slot in integers for slot in operand.slots) for operand in numbers):
-        return None
-    values = [np.array([integers[slot] for slot in operand.slots]) for operand in numbers]
-    moving = [k for k, v in enumerate(values) if (v != v[0]).any()]
-    if len(moving) != 1:
-        return None
-    (k,) = moving
-    steps = np.diff(values[k])
-    return (k, int(values[k][0]), int(steps[0])) if (steps == steps[0]).all() else None
+        return []
+    return [np.array([integers[slot] for slot in operand.slots]) for operand in numbers]
+
+
+def _pays(rules: IndexingRules, moving: Sequence[int], turns: int) -> bool:
+    """Whether the parts of all turns take little memory, beside the array at least."""
+    size = math.prod(rules.inputs[0].shape)
+    part = size // max(1, math.prod(rules.inputs[0].shape[rules.axes[k]] for k in moving))
+    return turns * part <= max(size, _GATHERED)
 
 
 def _windows(
