@@ -35,7 +35,25 @@ def build(f: Map, x: Arrays, c: Arrays, work: Work) -> Map:
     options = {}
     if work.shifts >= _MANY_SHIFTS and jax.default_backend() == "cpu":
         options["xla_disable_hlo_passes"] = "fusion"
-    return jax.jit(lambda x, c: f(x, c)).lower(x, c).compile(options)
+    anywhere = jax.jit(lambda x, c: f(x, c), compiler_options=options)
+    wide, shardings = jax.config.jax_enable_x64, _shardings(x, c)
+    program = anywhere.lower(x, c).compile()
+
+    def call(x: Arrays, c: Arrays) -> Arrays:
+        try:
+            results: Arrays = program(x, c)
+        except ValueError:
+            if _shardings(x, c) == shardings:
+                raise
+            with jax.enable_x64(wide):  # arrays on other devices
+                results = anywhere(x, c)
+        return results
+
+    return call
+
+
+def _shardings(x: Arrays, c: Arrays) -> list[Any]:
+    return [getattr(a, "sharding", None) for a in (*x, *c)]
 
 
 def split_vjp_of(f: Map, n: int, outs: Sequence[int]) -> tuple[Map, Map]:

@@ -2,6 +2,9 @@
 
 import functools
 import logging
+import os
+import subprocess
+import sys
 import weakref
 
 import checkpoint_schedules as cs
@@ -491,6 +494,32 @@ def test_a_gradient_that_fails_leaves_evaluations_alone(e, engine):
             gradient()
         close(fast(np.ones(3)), expected)
         close(fast.tlm(np.ones(3)), (2 * 16 if engine is None else 4 * np.sin(8.0)) * 3)
+
+
+ON_TWO_DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from pyadjoint_utils import Control, ReducedFunctional, array, overload_jax
+
+f, total = overload_jax(lambda x: jnp.sin(x) * x), overload_jax(jnp.sum)
+with jax.enable_x64(True):
+    x = array(jnp.linspace(0.1, 1.0, 4))
+p = np.linspace(0.3, 0.9, 4)
+fast = ReducedFunctional(total(f(x * 1.0)), Control(x)).compile()
+first, second = jax.devices()
+both = jax.sharding.NamedSharding(jax.sharding.Mesh(np.array([first, second]), "a"), jax.sharding.PartitionSpec("a"))
+for device in (first, second, both, first):
+    with jax.enable_x64(True):
+        m = array(jax.device_put(p, device))
+    value, gradient = fast.value_and_derivative(m)
+    np.testing.assert_allclose(float(value), np.sum(np.sin(p) * p), rtol=1e-14)
+    np.testing.assert_allclose(np.asarray(gradient), np.cos(p) * p + np.sin(p), rtol=1e-14)
+    np.testing.assert_allclose(np.asarray(fast.hessian(m)), (2 * np.cos(p) - np.sin(p) * p) * p, rtol=1e-14)
+"""
+
+
+def test_values_on_other_devices_than_those_of_the_first_call(e):
+    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", ON_TWO_DEVICES], env=flags, check=True)
 
 
 def test_what_is_kept_of_an_evaluation_is_let_go_by_its_derivative(e):
