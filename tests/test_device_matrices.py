@@ -14,8 +14,8 @@ from pyadjoint_utils import (
     get_working_tape,
     memory,
     overload,
-    seeds,
 )
+from pyadjoint_utils.jacobians import seeds
 
 all_engines = pytest.mark.parametrize("engine", ["jax", "torch", "tensorflow"])
 X, W = np.linspace(-0.4, 0.9, 6).reshape(2, 3), np.linspace(0.2, 1.5, 6).reshape(2, 3)
