@@ -332,6 +332,64 @@ def test_entries_that_are_zero_at_the_first_point(engine):
         np.testing.assert_allclose(found.toarray(), rf.jac_matrix().numpy(), rtol=1e-12)
 
 
+@pytest.mark.parametrize("sizes", [(1.0, 1e14), (1e-14, 1.0), (1e-30, 1e-9, 1e9)])
+def test_rows_of_very_different_sizes(sizes):
+    """Units may be chosen so: one row's terms are below another one's rounding. The small rows have a switch."""
+    of = functions("torch")
+    where, roll = of("where"), of("roll")
+    total = get_engine("torch").enter(np.resize(sizes, N))
+    largest = get_engine("torch").enter(np.resize(sizes, N) == max(sizes))
+    f = overload(lambda x: total * where((x[0] > 0) | largest, x * x, roll(x, 1) ** 2), "torch")
+    x = array(np.abs(X) + 0.1)
+    rf = ReducedFunction(f(x), Control(x))
+    for sign in (1.0, -1.0):
+        rf(sign * (np.abs(X) + 0.2))
+        np.testing.assert_allclose(rf.jac_matrix(sparsity="detect").toarray(), rf.jac_matrix().numpy(), rtol=1e-12)
+    with pytest.raises(ArgumentValueError, match="misses entries"):
+        rf.jac_matrix(sparsity=band(N, 0))
+    rf.jac_matrix(sparsity=band(N, -1, 0) + sparse.csr_array(([True], ([0], [N - 1])), shape=(N, N)))
+
+
+def test_small_rows_beside_large_ones_of_the_same_column():
+    """The transposed product adds them."""
+    of = functions("torch")
+    where, roll, join = of("where"), of("roll"), of("concatenate")
+    f = overload(lambda x: join([1e13 * x**2, where(x[0] > 0, x**2, roll(x, 1) ** 2)]), "torch")
+    x = array(np.abs(X) + 0.1)
+    rf = ReducedFunction(f(x), Control(x))
+    for sign in (1.0, -1.0):
+        rf(sign * (np.abs(X) + 0.2))
+        np.testing.assert_allclose(rf.jac_matrix(sparsity="detect").toarray(), rf.jac_matrix().numpy(), rtol=1e-12)
+
+
+def test_second_derivatives_of_very_different_sizes():
+    of = functions("torch")
+    where, roll = of("where"), of("roll")
+    f = overload(
+        lambda x: 1e14 * (x[: N // 2] ** 4).sum() + (where(x[0] > 0, x, roll(x, 1)) * x)[N // 2 + 1 :].sum(), "torch"
+    )
+    x = array(np.abs(X) + 0.1)
+    rf = ReducedFunction(f(x), Control(x))
+    for sign in (1.0, -1.0):
+        rf(sign * (np.abs(X) + 0.2))
+        np.testing.assert_allclose(rf.hess_matrix(sparsity="detect").toarray(), rf.hess_matrix().numpy(), rtol=1e-12)
+
+
+def test_rows_of_rounding_alone_are_no_missing_entries():
+    """The derivative of a sum of squares that is always 1, in numbers, beside rows of ordinary size."""
+    of = functions("torch")
+    sin, cos, join = of("sin"), of("cos"), of("concatenate")
+    f = overload(lambda x: join([x**2, sin(x) ** 2 + cos(x) ** 2, 1e-9 * x[1:] * x[:-1]]), "torch")
+    x = array(X)
+    rf = ReducedFunction(f(x), Control(x))
+    pattern = sparse.vstack([band(N, 0), band(N, 0), band(N, 0, 1)[:-1]])
+    for point in (X, X + 0.5, 1e3 * X):
+        rf(point)
+        for sparsity in (pattern, "detect"):
+            found = rf.jac_matrix(sparsity=sparsity)
+            np.testing.assert_allclose(found.toarray(), rf.jac_matrix().numpy(), rtol=1e-12, atol=1e-15)
+
+
 def test_a_declaration_that_is_wrong_is_not_relied_on(caplog):
     of = functions("torch")
     f = overload(lambda x: x * of("flip")(x, 0), "torch", pointwise=True)

@@ -1,7 +1,7 @@
 """A matrix that is known by its products alone: computed by few of them, or one by one, and compared with another one."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ from pyadjoint_utils.jacobians.group_probing import probed
 from pyadjoint_utils.jacobians.patterns import Pattern
 
 Product = Callable[[np.ndarray], np.ndarray]
+
+# How many rows or columns are looked at where a product differs from the true one.
+LINES = 8
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Multiplied:
         if not check:
             return matrix, None
         if len(along) and compression.forward:
-            return matrix, self._missed(matrix, found[-1], transposed=False)
+            return matrix, self._missed_along(matrix, found[-1])
         return matrix, self.missed(matrix, forward=compression.forward > 0)
 
     def one_by_one(self) -> Any:
@@ -107,34 +110,61 @@ class Multiplied:
         """
         if forward and self.reverse is not None:
             try:
-                product = self.reverse(self._direction(self.shape[0])[None])[0]
-                return self._missed(matrix.T.tocsr(), product, transposed=True)
+                return self._missed_across(matrix)
             except NotDifferentiableError:  # a rule by hand for one sweep alone
                 pass
-        return self._missed(matrix, self.forward(self._direction(self.shape[1])[None])[0], transposed=False)
+        return self._missed_along(matrix, self.forward(self._direction(self.shape[1])[None])[0])
+
+    def _missed_across(self, matrix: Any) -> list[tuple[int, int]] | None:
+        """Compare with the transpose, whose sums show what a small row lacks only if all rows are brought to one size."""
+        direction = self._direction(self.shape[0])[None]
+        sizes = _sizes(matrix, self.eps)
+        even = self._divided(sizes)
+        wrong = even._missed(_divided(matrix, sizes), even.reverse(direction)[0], transposed=True)  # type: ignore[misc]
+        if wrong == []:  # that may be the rounding of a row in which everything cancels
+            wrong = self._missed(matrix, self.reverse(direction)[0], transposed=True)  # type: ignore[misc]
+        return wrong
+
+    def _missed_along(self, matrix: Any, product: np.ndarray) -> list[tuple[int, int]] | None:
+        """Compare with the product along the random direction in the same way."""
+        sizes = _sizes(matrix, self.eps)
+        wrong = self._divided(sizes)._missed(_divided(matrix, sizes), product / sizes, transposed=False)
+        return self._missed(matrix, product, transposed=False) if wrong == [] else wrong
+
+    def _divided(self, sizes: np.ndarray) -> "Multiplied":
+        """The matrix whose rows are divided by numbers."""
+        back = self.forward if self.symmetric else self.reverse
+        reverse = None if back is None else lambda rows: back(rows / sizes)
+        return replace(self, forward=lambda rows: self.forward(rows) / sizes, reverse=reverse, symmetric=False)
 
     def _direction(self, length: int) -> np.ndarray:
         rng = np.random.default_rng(0)
         return rng.uniform(0.5, 1.5, length) * rng.choice([-1.0, 1.0], length)
 
     def _missed(self, matrix: Any, product: np.ndarray, *, transposed: bool) -> list[tuple[int, int]] | None:
-        direction = self._direction(matrix.shape[1])
-        excess = self._excess(product, matrix @ direction, abs(matrix) @ abs(direction))
-        if not np.any(excess > 0.0):
+        """Compare products of a matrix, or of its transpose, with the true one; look closer at where they differ most."""
+        lines = matrix.T.tocsr() if transposed else matrix
+        direction = self._direction(lines.shape[1])
+        excess = self._excess(product, lines @ direction, abs(lines) @ abs(direction))
+        (apart,) = np.nonzero(excess > 0.0)
+        if not len(apart):
             return None
-        row = int(np.argmax(excess))
+        worst = apart[np.argsort(-excess[apart])][: min(LINES, self.at_once)]
         crossing = self.forward if transposed or self.symmetric else self.reverse
+        units = np.zeros((len(worst), lines.shape[0]))
+        units[np.arange(len(worst)), worst] = 1.0
         try:
-            found = crossing(np.eye(1, matrix.shape[0], k=row))[0] if crossing is not None else None
+            found = crossing(units) if crossing is not None else units[:0]
         except NotDifferentiableError:
-            found = None
-        if found is None:
-            return []
-        line = matrix[[row]]
-        expected = line.toarray()[0]
-        outside = self._excess(found, expected, abs(expected)) > 0.0
-        outside[line.indices] = False
-        return [(int(k), row) if transposed else (row, int(k)) for k in np.flatnonzero(outside)]
+            found = units[:0]
+        places: list[tuple[int, int]] = []
+        for k, values in zip(worst.tolist(), found, strict=False):
+            line = lines[[k]]
+            expected = line.toarray()[0]
+            outside = self._excess(values, expected, abs(expected)) > 0.0
+            outside[line.indices] = False
+            places += [(m, k) if transposed else (k, m) for m in np.flatnonzero(outside).tolist()]
+        return places
 
     def _excess(self, found: np.ndarray, expected: np.ndarray, size: np.ndarray) -> np.ndarray:
         """How far two vectors differ by more than rounding, given the size of the terms behind each number."""
@@ -147,3 +177,18 @@ class Multiplied:
     def _parts(self, first: int, last: int) -> Iterator[tuple[int, int]]:
         for start in range(first, last, self.at_once):
             yield start, min(start + self.at_once, last)
+
+
+def _sizes(matrix: Any, eps: float) -> np.ndarray:
+    """The size of each row beside that of the smallest one; rows of zeros count as still smaller."""
+    sizes = abs(matrix) @ np.ones(matrix.shape[1])
+    there = sizes[np.isfinite(sizes) & (sizes > 0.0)]
+    smallest, largest = (there.min(), there.max()) if len(there) else (1.0, 1.0)
+    sizes = np.where(np.isfinite(sizes), sizes, largest) / smallest
+    return np.where(sizes > 0.0, sizes, eps)
+
+
+def _divided(matrix: Any, sizes: np.ndarray) -> Any:
+    """The matrix with each row divided by a number."""
+    data = matrix.data / np.repeat(sizes, np.diff(matrix.indptr))
+    return sparse.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
