@@ -13,7 +13,15 @@ import torch.utils.checkpoint
 
 from bridges.torch_batches import batch_of, generic
 from bridges.torch_functions import FUNCTIONS
-from bridges.torch_graphs import require_grad, split_vjp_of, value_and_vjp_of, vjp_of, with_grad_mode
+from bridges.torch_graphs import (
+    hvp_of,
+    require_grad,
+    split_vjp_of,
+    value_and_vjp_of,
+    vjp_of,
+    vjp_tangent_of,
+    with_grad_mode,
+)
 from bridges.torch_inside import as_torch
 from bridges.torch_kernels import ONE_AT_A_TIME
 from bridges.torch_modules import OverloadedModule, random_state, set_random_state
@@ -97,6 +105,11 @@ _transforming = torch._C._are_functorch_transforms_active
 
 def _is_dual(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None
+
+
+def _is_nested(x: Arrays, c: Arrays) -> bool:
+    """Whether an outer map or a transformation differentiates what is done with these arrays."""
+    return _transforming() or forward_ad._current_level >= 0 or require_grad((*x, *c))
 
 
 def _disjoint(x: torch.Tensor) -> torch.Tensor:
@@ -227,6 +240,14 @@ class TorchEngine(Engine):
 
     def split_vjp_of(self, f: Map, n: int, outs: Sequence[int]) -> tuple[Map, Map]:
         return split_vjp_of(f, n, outs)
+
+    def hvp_of(self, f: Map, n: int, m: int) -> Map:
+        graphs, nested = hvp_of(f, n, m), super().hvp_of(f, n, m)
+        return lambda x, c: (nested if _is_nested(x, c) else graphs)(x, c)
+
+    def vjp_tangent_of(self, f: Map, n: int, m: int) -> Map:
+        graphs, nested = vjp_tangent_of(f, n, m), super().vjp_tangent_of(f, n, m)
+        return lambda x, c: (nested if _is_nested(x, c) else graphs)(x, c)
 
     def jvp_of(self, f: Map, n: int) -> Map:
         forward: bool | None = None  # whether forward mode is right; unknown before the first call

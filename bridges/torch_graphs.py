@@ -62,6 +62,39 @@ def split_vjp_of(f: Map, n: int, outs: Sequence[int]) -> tuple[Map, Map]:
     return _checked_once(forward), lambda yb, kept: kept[0].pull_back(yb, outs)
 
 
+def hvp_of(f: Map, n: int, m: int) -> Map:
+    """See :meth:`pyadjoint_utils.Engine.hvp_of`."""
+
+    def hvp(x: Arrays, c: Arrays) -> Arrays:
+        xb, pull_back = _recorded_adjoint(f, x[:n], x[n : n + m], c)
+        return (*xb, *pull_back(x[n + m : 2 * n + m], x[2 * n + m :]))
+
+    return _checked_once(hvp)
+
+
+def vjp_tangent_of(f: Map, n: int, m: int) -> Map:
+    """See :meth:`pyadjoint_utils.Engine.vjp_tangent_of`."""
+
+    def vjp_tangent(x: Arrays, c: Arrays) -> Arrays:
+        _, pull_back = _recorded_adjoint(f, x[:n], c[:m], c[m:])
+        return pull_back(x[n:], ())
+
+    return _checked_once(vjp_tangent)
+
+
+def _recorded_adjoint(f: Map, x: Arrays, yb: Arrays, c: Arrays) -> tuple[Arrays, Callable[[Arrays, Arrays], Arrays]]:
+    """Return the adjoint, and the function ``(dx, dyb) -> dxb`` of its derivative."""
+    seeds = tuple([_leaf(b) for b in yb])
+    graph = _Graph(f, x, c, nested=True)
+    xb = graph.pull_back(seeds)
+
+    def pull_back(dx: Arrays, dyb: Arrays) -> Arrays:
+        # Second derivatives are symmetric: d(J^H yb) along dx is the gradient of <J^H yb, dx>.
+        return graph.gradient((*xb, *graph.outputs[: len(dyb)]), (*dx, *dyb))
+
+    return xb, pull_back
+
+
 class _Graph:
     """Outputs of a map, and torch's graph of how they were computed, which lasts for one adjoint.
 
@@ -80,13 +113,18 @@ class _Graph:
     def pull_back(self, seeds: Arrays, outs: Sequence[int] | None = None) -> Arrays:
         """Return the adjoint for seeds of the outputs, of all if ``outs`` names none."""
         outputs = self.outputs if outs is None else [self.outputs[k] for k in outs]
+        xb = self.gradient(outputs, seeds, create_graph=self._nested)
+        if self._nested and require_grad(seeds):
+            _check_linear(xb)
+        return xb
+
+    def gradient(self, outputs: Sequence[Any], seeds: Sequence[Any], *, create_graph: bool = False) -> Arrays:
+        """Return the gradient of what has been computed in this graph."""
         live = [(y, yb) for y, yb in zip(outputs, seeds, strict=True) if y.requires_grad]
         if not live:
             return tuple([torch.zeros_like(x) for x in self._leaves])
         y, yb = zip(*live, strict=True)
-        xb = torch.autograd.grad(y, self._leaves, yb, create_graph=self._nested, allow_unused=True)
-        if self._nested and require_grad(yb):
-            _check_linear(xb)
+        xb = torch.autograd.grad(y, self._leaves, yb, create_graph=create_graph, allow_unused=True)
         return tuple([torch.zeros_like(x) if b is None else b for x, b in zip(self._leaves, xb, strict=True)])
 
 
