@@ -2,8 +2,7 @@
 
 import functools
 import importlib
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,12 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.utils.checkpoint
 
-from bridges.torch_batches import batch_of, generic
+from bridges.torch_batches import batch_of
+from bridges.torch_duals import disjoint, dual_level, forward_serves, is_dual, push_forward
 from bridges.torch_functions import FUNCTIONS
 from bridges.torch_graphs import (
     hvp_of,
+    jvp_of,
     require_grad,
     split_vjp_of,
     value_and_vjp_of,
@@ -98,37 +99,12 @@ def _settled(array: torch.Tensor) -> torch.Tensor:
 
 # What maps are made of ---------------------------------------------------------------------------------------------------
 
-# Of dual levels there is one in the whole process, so threads take turns; who finds it taken transposes the VJP.
-_level = threading.Lock()
 _transforming = torch._C._are_functorch_transforms_active
-
-
-def _is_dual(x: Any) -> bool:
-    return isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None
 
 
 def _is_nested(x: Arrays, c: Arrays) -> bool:
     """Whether an outer map or a transformation differentiates what is done with these arrays."""
     return _transforming() or forward_ad._current_level >= 0 or require_grad((*x, *c))
-
-
-def _disjoint(x: torch.Tensor) -> torch.Tensor:
-    # A dual number cannot be made of a tensor that stores one number for several entries, as expand() does.
-    return x.contiguous() if 0 in x.stride() else x
-
-
-def _push_forward(f: Map, x: Arrays, c: Arrays, n: int) -> Arrays:
-    """``(*y, *dy)`` by dual numbers; the caller has entered the level."""
-    duals = tuple([forward_ad.make_dual(_disjoint(p), t) for p, t in zip(x[:n], x[n:], strict=True)])
-    pairs = [forward_ad.unpack_dual(y) for y in f(duals, c)]
-    dy = [torch.zeros_like(pair.primal) if pair.tangent is None else pair.tangent for pair in pairs]
-    return (*[pair.primal for pair in pairs], *dy)
-
-
-def _inner(a: Iterable[torch.Tensor], b: Iterable[torch.Tensor]) -> tuple[float, float]:
-    """``Re<a, b>``, and the size of what was summed."""
-    products = [(x.conj() * y).real.to(torch.float64) for x, y in zip(a, b, strict=True)]
-    return sum([float(p.sum()) for p in products]), sum([float(p.abs().sum()) for p in products])
 
 
 def _first_run(f: Map, x: Arrays, c: Arrays) -> Arrays:
@@ -221,7 +197,7 @@ class TorchEngine(Engine):
             or _transforming()
             or isinstance(leaf, torch._subclasses.FakeTensor)
             or torch.compiler.is_compiling()
-            or _is_dual(leaf)
+            or is_dual(leaf)
         )
 
     def vjp_of(self, f: Map, n: int) -> Map:
@@ -250,73 +226,28 @@ class TorchEngine(Engine):
         return lambda x, c: (nested if _is_nested(x, c) else graphs)(x, c)
 
     def jvp_of(self, f: Map, n: int) -> Map:
-        forward: bool | None = None  # whether forward mode is right; unknown before the first call
+        forward: bool | None = None  # whether forward mode is right, and fast; unknown before the first call
+        pull_back, twice_back = self.vjp_of(f, n), jvp_of(f, n)
 
         def jvp(x: Arrays, c: Arrays) -> Arrays:
             nonlocal forward
             if _transforming():
                 # Inside of dual numbers of ours a transformation cannot make its own.
-                if forward is False or _level.locked():
+                if forward is False or dual_level.locked():
                     return self._transposed(f, x, c, n)
-                x = tuple([_disjoint(t) for t in x])
+                x = tuple([disjoint(t) for t in x])
                 y, dy = torch.func.jvp(lambda *x: f(x, c), x[:n], x[n:])
                 return (*y, *dy)
             # Torch's forward formulas are not to be differentiated again: several drop a term then, without a word.
             # Its reverse ones are, so what is nested in an outer map is the transposed VJP.
-            if forward is not False and not require_grad((*x, *c)):
-                if forward is None:
-                    forward = self._forward_is_right(f, x, c, n)
-                result = self._forward(f, x, c, n) if forward else None
-                if result is not None:
-                    return result
-            return self._transposed(f, x, c, n)
+            if _is_nested(x, c):
+                return self._transposed(f, x, c, n)
+            if forward is None:
+                forward = forward_serves(f, x, c, n, pull_back)
+            result = push_forward(f, x, c, n) if forward else None
+            return twice_back(x, c) if result is None else result
 
         return jvp
-
-    def _forward(self, f: Map, x: Arrays, c: Arrays, n: int) -> Arrays | None:
-        """Run on dual numbers; None if a dual level is in use already, by an outer map, the user or another thread."""
-        if not _level.acquire(blocking=False):
-            return None
-        try:
-            try:
-                level = forward_ad.enter_dual_level()
-            except RuntimeError:
-                return None
-            try:
-                # Inside autograd.Function.forward torch switches forward mode off and returns no tangent.
-                with forward_ad._set_fwd_grad_enabled(True):
-                    return _push_forward(f, x, c, n)
-            finally:
-                forward_ad.exit_dual_level(level=level)
-        finally:
-            _level.release()
-
-    def _forward_is_right(self, f: Map, x: Arrays, c: Arrays, n: int) -> bool | None:
-        """Compare ``<J dx, u>`` with ``<dx, J^H u>`` once: some of torch's forward formulas are missing or wrong.
-
-        Returns:
-            None if a dual level is in use, so that nothing can be said yet.
-        """
-        x = x[:n]
-        dx = tuple([generic(t, k) for k, t in enumerate(x)])
-        try:
-            result = self._forward(f, (*x, *dx), c, n)
-        except NotImplementedError:
-            return False
-        if result is None:
-            return None
-        y, dy = result[: len(result) // 2], result[len(result) // 2 :]
-        u = tuple([generic(t, k) for k, t in enumerate(y)])
-        try:
-            xb = self.vjp_of(f, n)((*x, *u), c)
-        except RuntimeError as error:
-            if "not implemented" not in str(error):
-                raise
-            return True  # there is no reverse formula to compare with
-        (a, size), (b, other) = _inner(dy, u), _inner(dx, xb)
-        eps = max([torch.finfo(t.dtype).eps for t in (*x, *y)], default=0.0)
-        # Not the negation of >, so that a NaN is left to the reverse formulas.
-        return abs(a - b) <= eps**0.5 * max(size, other)
 
     def _transposed(self, f: Map, x: Arrays, c: Arrays, n: int) -> Arrays:
         """``J dx`` as the VJP, in ``u``, of the linear map ``u -> J^H u``."""
@@ -349,7 +280,7 @@ class TorchEngine(Engine):
 
     def checkpoint(self, f: Map) -> Map:
         def remade(x: Arrays, c: Arrays) -> Arrays:
-            if any(_is_dual(t) for t in (*x, *c)):
+            if any(is_dual(t) for t in (*x, *c)):
                 # Recomputed after the dual level has been left, the tangents' part of the graph would be missing.
                 return f(x, c)
             # The random state needs no keeping: functions that draw are refused, modules bring their own.

@@ -62,6 +62,17 @@ def split_vjp_of(f: Map, n: int, outs: Sequence[int]) -> tuple[Map, Map]:
     return _checked_once(forward), lambda yb, kept: kept[0].pull_back(yb, outs)
 
 
+def jvp_of(f: Map, n: int) -> Map:
+    """See :meth:`pyadjoint_utils.Engine.jvp_of`: ``J dx`` is the gradient, by ``u``, of ``<J^H u, dx>``."""
+
+    def jvp(x: Arrays, c: Arrays) -> Arrays:
+        graph = _Graph(f, x[:n], c, nested=True)
+        u = tuple([torch.ones_like(y).requires_grad_() for y in graph.outputs])
+        return (*graph.outputs, *_filled(_gradients(graph.pull_back(u), u, x[n:]), u))
+
+    return _checked_once(jvp)
+
+
 def hvp_of(f: Map, n: int, m: int) -> Map:
     """See :meth:`pyadjoint_utils.Engine.hvp_of`."""
 
@@ -90,7 +101,7 @@ def _recorded_adjoint(f: Map, x: Arrays, yb: Arrays, c: Arrays) -> tuple[Arrays,
 
     def pull_back(dx: Arrays, dyb: Arrays) -> Arrays:
         # Second derivatives are symmetric: d(J^H yb) along dx is the gradient of <J^H yb, dx>.
-        return graph.gradient((*xb, *graph.outputs[: len(dyb)]), (*dx, *dyb))
+        return _filled(_gradients((*xb, *graph.outputs[: len(dyb)]), graph.leaves, (*dx, *dyb)), graph.leaves)
 
     return xb, pull_back
 
@@ -106,26 +117,30 @@ class _Graph:
     """
 
     def __init__(self, f: Map, primals: Arrays, c: Arrays, nested: bool) -> None:
-        self._leaves, self._nested = tuple([_leaf(x) for x in primals]), nested
+        self.leaves, self._nested = tuple([_leaf(x) for x in primals]), nested
         with plain_kernels() if nested else contextlib.nullcontext():
-            self.outputs = f(self._leaves, c)
+            self.outputs = f(self.leaves, c)
 
     def pull_back(self, seeds: Arrays, outs: Sequence[int] | None = None) -> Arrays:
         """Return the adjoint for seeds of the outputs, of all if ``outs`` names none."""
-        outputs = self.outputs if outs is None else [self.outputs[k] for k in outs]
-        xb = self.gradient(outputs, seeds, create_graph=self._nested)
+        outputs = self.outputs if outs is None else tuple([self.outputs[k] for k in outs])
+        xb = _gradients(outputs, self.leaves, seeds, create_graph=self._nested)
         if self._nested and require_grad(seeds):
             _check_linear(xb)
-        return xb
+        return _filled(xb, self.leaves)
 
-    def gradient(self, outputs: Sequence[Any], seeds: Sequence[Any], *, create_graph: bool = False) -> Arrays:
-        """Return the gradient of what has been computed in this graph."""
-        live = [(y, yb) for y, yb in zip(outputs, seeds, strict=True) if y.requires_grad]
-        if not live:
-            return tuple([torch.zeros_like(x) for x in self._leaves])
-        y, yb = zip(*live, strict=True)
-        xb = torch.autograd.grad(y, self._leaves, yb, create_graph=create_graph, allow_unused=True)
-        return tuple([torch.zeros_like(x) if b is None else b for x, b in zip(self._leaves, xb, strict=True)])
+
+def _gradients(outputs: Arrays, leaves: Arrays, seeds: Arrays, *, create_graph: bool = False) -> list[Any]:
+    """The gradient of ``<outputs, seeds>`` by leaves, None by what has no part in it."""
+    live = [(y, yb) for y, yb in zip(outputs, seeds, strict=True) if y.requires_grad]
+    if not live:
+        return [None] * len(leaves)
+    y, yb = zip(*live, strict=True)
+    return list(torch.autograd.grad(y, leaves, yb, create_graph=create_graph, allow_unused=True))
+
+
+def _filled(gradients: Sequence[Any], leaves: Arrays) -> Arrays:
+    return tuple([torch.zeros_like(x) if b is None else b for x, b in zip(leaves, gradients, strict=True)])
 
 
 def _leaf(x: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,8 @@ torch = pytest.importorskip("torch")
 from torch.autograd import forward_ad  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
+from bridges.torch_duals import forward_serves  # noqa: E402
+
 engine = get_engine("torch")
 
 
@@ -267,6 +269,44 @@ def test_threads_share_the_only_dual_level():
         thread.join()
     assert not wrong
     assert forward_ad._current_level == -1
+
+
+@pytest.mark.parametrize(
+    ("f", "size", "expected"),
+    [
+        (lambda x: x.sin() * x, 10, True),
+        (lambda x: x.sin() * 1.01, 10, False),
+        (lambda x: x.sin() * 1.01, 200_000, True),
+        (lambda x: x @ torch.ones(10, 3, dtype=x.dtype), 10, True),
+    ],
+)
+def test_forward_mode_is_left_where_constants_make_it_slow(f, size, expected):
+    def local(x, c):
+        return (f(x[0]),)
+
+    x, dx = normal(size), normal(size, seed=1)
+    assert forward_serves(local, (x,), (), 1, engine.vjp_of(local, 1)) is expected
+    _, dy = compiled(engine.jvp_of(local, 1))((x, dx), ())
+    torch.testing.assert_close(dy, torch.func.jvp(f, (x,), (dx,))[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_second_derivatives_in_one_sweep_are_tangents_of_adjoints(dtype):
+    def f(x, c):  # neither holomorphic nor of every input
+        return x[0].exp() * c[0] * x[1].conj(), 2.0 * x[0]
+
+    x, dx = ([normal(3, dtype=dtype, seed=k + s) for k in range(3)] for s in (0, 10))
+    yb, dyb = ([normal(3, dtype=dtype, seed=k + s) for k in range(2)] for s in (20, 30))
+    c = (normal(3, dtype=dtype, seed=40),)
+    both = compiled(engine.hvp_of(f, 3, 2))((*x, *yb, *dx, *dyb), c)
+    h, vjp = 1e-6, compiled(engine.vjp_of(f, 3))
+    ahead, behind = (vjp(tuple(a + s * h * b for a, b in zip((*x, *yb), (*dx, *dyb), strict=True)), c) for s in (1, -1))
+    torch.testing.assert_close(both[:3], vjp((*x, *yb), c))
+    for after, before, found in zip(ahead, behind, both[3:], strict=True):
+        torch.testing.assert_close(found, (after - before) / (2 * h), rtol=1e-6, atol=1e-7)
+    one = compiled(engine.vjp_tangent_of(f, 3, 2))((*x, *dx), (*yb, *c))
+    still = compiled(engine.hvp_of(f, 3, 2))((*x, *yb, *dx, *map(torch.zeros_like, dyb)), c)[3:]
+    torch.testing.assert_close(one, still)
 
 
 # Arrays in and out
