@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.tables import Row, Table
 from benchmarks.timing import in_turns
 from pyadjoint_utils import array, get_engine, to_numpy
-from pyadjoint_utils.engine import convert
+from pyadjoint_utils.registry import convert
 
 SIZE = 1_000_000
 ENGINES = ("numpy", "jax", "torch", "tensorflow")

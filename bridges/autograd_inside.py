@@ -10,10 +10,10 @@ from autograd.core import vspace
 from autograd.extend import defjvp_argnums, defvjp_argnums, primitive
 
 from bridges.autograd_tracing import aval_of
-from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.errors import ArgumentTypeError
 from pyadjoint_utils.evaluation import Evaluation
 from pyadjoint_utils.inside.called import Inside
+from pyadjoint_utils.registry import get_engine
 
 
 def as_autograd(rf: Any) -> Callable[..., Any]:

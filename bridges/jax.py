@@ -13,9 +13,10 @@ from bridges.jax_callbacks import movable, this_thread
 from bridges.jax_inside import as_jax
 from bridges.jax_programs import build, loop, seconds, split_vjp_of, work
 from pyadjoint_utils.cardinal_sine import sinc_of
-from pyadjoint_utils.engine import FEW, Arrays, Aval, Engine, Map, Work
+from pyadjoint_utils.engine import Arrays, Aval, Engine, Map, Work
 from pyadjoint_utils.errors import ArgumentValueError
 from pyadjoint_utils.overloading import overload
+from pyadjoint_utils.registry import FEW
 
 # The dtypes that exist in JAX only under 64-bit types.
 _WIDE = {np.dtype(t) for t in (np.float64, np.complex128, np.int64, np.uint64)}

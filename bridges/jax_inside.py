@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bridges.jax_primitives import call, narrowed
-from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.errors import ArgumentTypeError
 from pyadjoint_utils.inside.called import Inside
 from pyadjoint_utils.inside.host_function import HostFunction
+from pyadjoint_utils.registry import get_engine
 
 _log = logging.getLogger(__name__)
 _NUMBERS = (int, float, complex)

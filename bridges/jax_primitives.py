@@ -15,8 +15,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from bridges.jax_callbacks import emit
-from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.inside.host_function import HostFunction
+from pyadjoint_utils.registry import get_engine
 
 # JAX's own form of rules for reverse mode is not public. In versions that nobody has tried, JAX derives it from the JVPs.
 _linearizations: dict[Any, Any] = {}

@@ -18,9 +18,10 @@ from bridges.onnx_models import (
     read,
     with_inputs,
 )
-from pyadjoint_utils.engine import Engine, get_engine
+from pyadjoint_utils.engine import Engine
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
 from pyadjoint_utils.overloading import Overloaded
+from pyadjoint_utils.registry import get_engine
 
 
 class _Model:

@@ -9,11 +9,11 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import record
 
-from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.errors import ArgumentTypeError, PyadjointUtilsError, UnsupportedError
 from pyadjoint_utils.evaluation import Evaluation
 from pyadjoint_utils.inside.called import Inside
 from pyadjoint_utils.inside.host_function import HostFunction
+from pyadjoint_utils.registry import get_engine
 
 Tensors = Sequence[Any]
 

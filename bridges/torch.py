@@ -26,7 +26,7 @@ from bridges.torch_graphs import (
 from bridges.torch_inside import as_torch
 from bridges.torch_kernels import ONE_AT_A_TIME
 from bridges.torch_modules import OverloadedModule, random_state, set_random_state
-from pyadjoint_utils.engine import FEW, Arrays, Aval, Engine, Map
+from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
 from pyadjoint_utils.errors import (
     ArgumentTypeError,
     ImmutableError,
@@ -34,6 +34,7 @@ from pyadjoint_utils.errors import (
     UnsupportedError,
 )
 from pyadjoint_utils.overloading import overload
+from pyadjoint_utils.registry import FEW
 
 _NAMES = ("bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64 complex64 complex128").split()
 _TO_NUMPY: dict[torch.dtype, np.dtype] = {getattr(torch, name): np.dtype(name) for name in _NAMES}

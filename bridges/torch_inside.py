@@ -7,11 +7,11 @@ import numpy as np
 import torch
 import torch.autograd.forward_ad as forward_ad
 
-from pyadjoint_utils.engine import get_engine
 from pyadjoint_utils.errors import ArgumentTypeError, UnsupportedError
 from pyadjoint_utils.evaluation import Evaluation
 from pyadjoint_utils.inside.called import Inside
 from pyadjoint_utils.inside.host_function import HostFunction
+from pyadjoint_utils.registry import get_engine
 
 Tensors = Sequence[torch.Tensor]
 

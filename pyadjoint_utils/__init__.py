@@ -27,7 +27,7 @@ from pyadjoint_utils.drivers import (
     compute_jacobian_action,
     compute_jacobian_matrix,
 )
-from pyadjoint_utils.engine import Aval, Engine, engine_names, get_engine, register_engine
+from pyadjoint_utils.engine import Aval, Engine
 from pyadjoint_utils.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -49,6 +49,7 @@ from pyadjoint_utils.numpy_functions import install_on_adjfloat
 from pyadjoint_utils.optimization import NotConvergedWarning, minimize
 from pyadjoint_utils.overloading import overload
 from pyadjoint_utils.reduced import ReducedFunction
+from pyadjoint_utils.registry import engine_names, get_engine, register_engine
 from pyadjoint_utils.stop import stop_gradient
 from pyadjoint_utils.tapes import Tape, push_tape, set_working_tape
 from pyadjoint_utils.taylor import taylor_test, taylor_to_dict

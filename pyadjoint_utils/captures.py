@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from pyadjoint.overloaded_type import OverloadedType
 
-from pyadjoint_utils.engine import owner_of
 from pyadjoint_utils.errors import CapturedValueError
+from pyadjoint_utils.registry import owner_of
 
 
 def captured(item: Any) -> Iterator[tuple[str, Any]]:

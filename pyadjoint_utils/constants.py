@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from pyadjoint_utils.engine import Engine, convert
+from pyadjoint_utils.engine import Engine
+from pyadjoint_utils.registry import convert
 
 _SMALL = 1024  # bytes up to which arrays are found by their content
 _DLPACK_CPU = 1

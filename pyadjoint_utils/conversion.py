@@ -8,8 +8,9 @@ from pyadjoint.overloaded_type import OverloadedType
 
 from pyadjoint_utils.annotation import annotate_tape, claim, thread_number
 from pyadjoint_utils.block import add_adjoint, add_hessian
-from pyadjoint_utils.engine import Aval, Engine, convert, get_engine
+from pyadjoint_utils.engine import Aval, Engine
 from pyadjoint_utils.errors import ArgumentTypeError
+from pyadjoint_utils.registry import convert, get_engine
 from pyadjoint_utils.transforming.program_tape import ProgramTape
 from pyadjoint_utils.values import array, ndarray
 from pyadjoint_utils.variable import Variable, as_float, checkpoint_of, entered

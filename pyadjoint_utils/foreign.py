@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from pyadjoint import AdjFloat, Block
 
-from pyadjoint_utils.engine import owner_of
 from pyadjoint_utils.plan import aval_of, second_adjoint_of
+from pyadjoint_utils.registry import owner_of
 from pyadjoint_utils.tapes import afterwards
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import as_float, bare

@@ -5,8 +5,8 @@ from typing import Any
 
 import optree
 
-from pyadjoint_utils.engine import engine_names, get_engine
 from pyadjoint_utils.errors import ArgumentTypeError
+from pyadjoint_utils.registry import engine_names, get_engine
 from pyadjoint_utils.values import array
 
 

@@ -13,7 +13,7 @@ from pyadjoint.adjfloat import _ops
 from pyadjoint.overloaded_type import OverloadedType
 
 from pyadjoint_utils.annotation import annotate_tape
-from pyadjoint_utils.engine import Engine, get_engine
+from pyadjoint_utils.engine import Engine
 from pyadjoint_utils.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -23,6 +23,7 @@ from pyadjoint_utils.errors import (
 )
 from pyadjoint_utils.floats import install_variables, kept_literal
 from pyadjoint_utils.jacobians.points import nature_of
+from pyadjoint_utils.registry import get_engine
 
 # Ufunc methods that have a function of their own.
 _REDUCTIONS = {"add": "sum", "multiply": "prod", "maximum": "max", "minimum": "min"}

@@ -12,10 +12,11 @@ from pyadjoint.overloaded_type import OverloadedType
 from pyadjoint_utils.annotation import annotate_tape, claim
 from pyadjoint_utils.arguments import Arguments, argument_path, hashable
 from pyadjoint_utils.captures import captured
-from pyadjoint_utils.engine import Arrays, Aval, Engine, convert, engine_names, get_engine, owner_of, tracing_engine
+from pyadjoint_utils.engine import Arrays, Aval, Engine
 from pyadjoint_utils.errors import ArgumentTypeError, RemovedOptionError
 from pyadjoint_utils.jacobians.points import UNKNOWN, Nature, check_marks
 from pyadjoint_utils.prepared import PYTHON_NUMBERS, Key, Prepared
+from pyadjoint_utils.registry import convert, engine_names, get_engine, owner_of, tracing_engine
 from pyadjoint_utils.running import RUNNING
 from pyadjoint_utils.tapes import recording_state
 from pyadjoint_utils.values import ndarray

@@ -9,10 +9,11 @@ from pyadjoint import Block
 from pyadjoint_utils.annotation import annotate_tape
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.captures import check_captures
-from pyadjoint_utils.engine import Arrays, Aval, get_engine
+from pyadjoint_utils.engine import Arrays, Aval
 from pyadjoint_utils.errors import ArgumentTypeError, CapturedValueError
 from pyadjoint_utils.jacobians.points import Points, points_of_elementwise, with_outputs
 from pyadjoint_utils.named_calls import Arguments, NamedCall
+from pyadjoint_utils.registry import get_engine
 from pyadjoint_utils.rules import Rules
 from pyadjoint_utils.running import RUNNING
 from pyadjoint_utils.tapes import working_tape

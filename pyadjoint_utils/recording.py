@@ -15,12 +15,13 @@ from pyadjoint.enlisting import Enlist
 
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.conversion import ConversionBlock, converted_like, converted_to
-from pyadjoint_utils.engine import Aval, get_engine
+from pyadjoint_utils.engine import Aval
 from pyadjoint_utils.errors import NotDifferentiableError, StaleTapeError, UnsupportedError
 from pyadjoint_utils.plan import Plan
 from pyadjoint_utils.prepared import record
 from pyadjoint_utils.recorded import stand_at_the_record, taped_value
 from pyadjoint_utils.reduced import ReducedFunction
+from pyadjoint_utils.registry import get_engine
 from pyadjoint_utils.rules import Rules
 from pyadjoint_utils.tapes import recording_on, schedule_of, state_of
 from pyadjoint_utils.transforming.rule_block import RuleBlock

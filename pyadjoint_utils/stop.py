@@ -8,10 +8,11 @@ from pyadjoint import AdjFloat
 from pyadjoint_utils import trees
 from pyadjoint_utils.annotation import annotate_tape
 from pyadjoint_utils.conversion import to_adjfloat
-from pyadjoint_utils.engine import Engine, get_engine, tracing_engine
+from pyadjoint_utils.engine import Engine
 from pyadjoint_utils.errors import ArgumentTypeError
 from pyadjoint_utils.numpy_functions import differentiator
 from pyadjoint_utils.overloading import Overloaded
+from pyadjoint_utils.registry import get_engine, tracing_engine
 from pyadjoint_utils.values import ndarray
 
 

@@ -10,11 +10,12 @@ import numpy as np
 from pyadjoint import AdjFloat
 from pyadjoint.overloaded_type import OverloadedType, register_overloaded_type
 
-from pyadjoint_utils import engine as engines
+from pyadjoint_utils import registry
 from pyadjoint_utils.annotation import annotate_tape, thread_number
-from pyadjoint_utils.engine import Aval, Engine, convert, owner_of
+from pyadjoint_utils.engine import Aval, Engine
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, ImmutableError, StaleTapeError
 from pyadjoint_utils.numpy_functions import ArrayFunctions
+from pyadjoint_utils.registry import convert, get_engine, owner_of
 from pyadjoint_utils.variable import WRAPPERS, Variable, entered
 
 _log = logging.getLogger(__name__)
@@ -322,7 +323,7 @@ class ndarray(ArrayFunctions, OverloadedType):
 
 
 def _rebuilt(data: np.ndarray, engine: str) -> ndarray:
-    owner = engines.get_engine(engine)
+    owner = get_engine(engine)
     return ndarray(convert(data, owner), owner)
 
 
@@ -472,4 +473,4 @@ def _register_array_classes(engine: Engine) -> None:
         register_overloaded_type(ndarray, engine.array_types)
 
 
-engines._on_register.append(_register_array_classes)
+registry._on_register.append(_register_array_classes)

@@ -7,8 +7,9 @@ from pyadjoint import AdjFloat, get_working_tape
 from pyadjoint.block_variable import BlockVariable
 
 from pyadjoint_utils.annotation import thread_number
-from pyadjoint_utils.engine import Aval, Engine, convert, owner_of
+from pyadjoint_utils.engine import Aval, Engine
 from pyadjoint_utils.errors import StaleTapeError
+from pyadjoint_utils.registry import convert, owner_of
 
 # The classes whose ``_value`` is a bare array; they are defined where this module cannot look.
 WRAPPERS: set[type] = set()

@@ -21,7 +21,7 @@ from pyadjoint_utils import (
     array,
     overload_numpy,
 )
-from pyadjoint_utils.engine import get_engine
+from pyadjoint_utils.registry import get_engine
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy

@@ -17,7 +17,7 @@ from pyadjoint_utils import (
     to_numpy,
     verify,
 )
-from pyadjoint_utils.engine import convert, get_engine, owner_of
+from pyadjoint_utils.registry import convert, get_engine, owner_of
 
 A, P, H = np.array([0.5, -1.0]), np.array([1.5, 0.3]), np.array([0.4, -0.9])
 square = overload_toy(lambda x: x * x)

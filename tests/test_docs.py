@@ -13,7 +13,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 import bridges
 import pyadjoint_utils
-from pyadjoint_utils import engine
+from pyadjoint_utils import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,8 +40,8 @@ def _name(path):
 def test_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     _skip_without_engines(page.read_text(encoding="utf-8"))
     monkeypatch.chdir(tmp_path)
-    for registry in ("_loaded", "_owners"):  # the page on bridges registers an engine
-        monkeypatch.setattr(engine, registry, dict(getattr(engine, registry)))
+    for name in ("_loaded", "_owners"):  # the page on bridges registers an engine
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
     document = SYBIL.parse(page)
     for example in document.examples():
         example.evaluate()

@@ -286,7 +286,7 @@ def test_the_path_of_an_argument_is_named(tape):
 
 @pytest.mark.parametrize("name", ["jax", "torch", "tensorflow", "autograd"])
 def test_an_engine_that_is_not_installed_is_named_with_its_extra(name, monkeypatch):
-    from pyadjoint_utils import engine as engines
+    from pyadjoint_utils import registry
 
     original = builtins.__import__
 
@@ -295,13 +295,13 @@ def test_an_engine_that_is_not_installed_is_named_with_its_extra(name, monkeypat
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return original(module, *args, **kwargs)
 
-    monkeypatch.setattr(engines, "_loaded", {k: v for k, v in engines._loaded.items() if k != name})
+    monkeypatch.setattr(registry, "_loaded", {k: v for k, v in registry._loaded.items() if k != name})
     for module in [m for m in sys.modules if m == f"bridges.{name}"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingEngineError, match=rf"engine '{name}'.*pip install 'pyadjoint-utils\[{name}\]'"):
         get_engine(name)
-    assert name not in engines._loaded
+    assert name not in registry._loaded
 
 
 def test_a_foreign_distribution_of_the_name_bridges_is_recognised(tmp_path):

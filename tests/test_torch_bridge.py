@@ -19,7 +19,7 @@ from pyadjoint_utils import (
     overload_torch,
     parameters,
 )
-from pyadjoint_utils.engine import get_engine
+from pyadjoint_utils.registry import get_engine
 
 torch = pytest.importorskip("torch")
 

@@ -13,11 +13,12 @@ from pyadjoint_utils.compiling.repetitions import TURNS
 from pyadjoint_utils.compiling.segments import Budget
 from pyadjoint_utils.compiling.standing import Standing
 from pyadjoint_utils.control import checked_value
-from pyadjoint_utils.engine import Aval, Engine, get_engine, owner_of
+from pyadjoint_utils.engine import Aval, Engine
 from pyadjoint_utils.errors import ArgumentValueError
 from pyadjoint_utils.functional import ReducedFunctional
 from pyadjoint_utils.plan import Plan
 from pyadjoint_utils.reduced import ReducedFunction, _result
+from pyadjoint_utils.registry import get_engine, owner_of
 from pyadjoint_utils.tapes import alone, state_of
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import bare

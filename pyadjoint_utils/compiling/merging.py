@@ -12,7 +12,8 @@ from pyadjoint_utils.compiling.grouping import Grouping
 from pyadjoint_utils.compiling.program import Program, Step
 from pyadjoint_utils.compiling.repetitions import Rolling, repetitions
 from pyadjoint_utils.compiling.segments import Constants, Segment, SegmentRules, number_key
-from pyadjoint_utils.engine import Aval, Engine, convert
+from pyadjoint_utils.engine import Aval, Engine
+from pyadjoint_utils.registry import convert
 from pyadjoint_utils.variable import entered
 
 

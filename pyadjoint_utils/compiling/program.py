@@ -10,9 +10,10 @@ from pyadjoint import AdjFloat, Block
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.compiling.lowering import Lowered, lowered, rules_of
 from pyadjoint_utils.conversion import ConversionBlock
-from pyadjoint_utils.engine import Arrays, Aval, Engine, get_engine
+from pyadjoint_utils.engine import Arrays, Aval, Engine
 from pyadjoint_utils.inside.foreign_block import ForeignBlock
 from pyadjoint_utils.plan import Plan, aval_of
+from pyadjoint_utils.registry import get_engine
 from pyadjoint_utils.rules import PullBack, Rules
 from pyadjoint_utils.tapes import TapeState, state_of
 from pyadjoint_utils.values import ndarray

@@ -10,11 +10,12 @@ from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.compiling.lowering import float_function
 from pyadjoint_utils.control import Control, checked_value
 from pyadjoint_utils.conversion import ConversionBlock, converted_like, converted_to
-from pyadjoint_utils.engine import Aval, get_engine
+from pyadjoint_utils.engine import Aval
 from pyadjoint_utils.errors import ArgumentValueError, UnsupportedError
 from pyadjoint_utils.indexing import is_bound
 from pyadjoint_utils.prepared import record
 from pyadjoint_utils.reduced import ReducedFunction
+from pyadjoint_utils.registry import get_engine
 from pyadjoint_utils.tapes import Tape, recording_on, state_of
 from pyadjoint_utils.values import array, ndarray
 from pyadjoint_utils.variable import Variable, entered

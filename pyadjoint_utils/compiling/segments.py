@@ -9,7 +9,8 @@ import numpy as np
 
 from pyadjoint_utils.compiling.fused import Fused
 from pyadjoint_utils.compiling.program import Step
-from pyadjoint_utils.engine import Arrays, Aval, CannotCompile, Engine, Map, Work, convert
+from pyadjoint_utils.engine import Arrays, Aval, CannotCompile, Engine, Map, Work
+from pyadjoint_utils.registry import convert
 from pyadjoint_utils.rules import Rules
 
 _INTERNED = 4096  # bytes up to which constants are compared by value

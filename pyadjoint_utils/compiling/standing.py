@@ -7,7 +7,7 @@ from pyadjoint_utils.compiling.merged import MergedProgram
 from pyadjoint_utils.compiling.policy import Policy
 from pyadjoint_utils.compiling.program import PullBacks
 from pyadjoint_utils.compiling.segments import OverBudget
-from pyadjoint_utils.engine import owner_of
+from pyadjoint_utils.registry import owner_of
 from pyadjoint_utils.variable import as_float
 
 

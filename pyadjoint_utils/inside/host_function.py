@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from pyadjoint_utils.engine import FEW, Arrays, Aval, Engine, Map, get_engine, on_host, owner_of
+from pyadjoint_utils.engine import Arrays, Aval, Engine, Map
 from pyadjoint_utils.errors import ArgumentValueError
+from pyadjoint_utils.registry import FEW, get_engine, on_host, owner_of
 from pyadjoint_utils.rules import LocalRules, Rules
 from pyadjoint_utils.variable import bare, entered
 

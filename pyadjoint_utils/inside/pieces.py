@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.compiling.composition import Composition, Part
 from pyadjoint_utils.compiling.program import Program, Step
-from pyadjoint_utils.engine import Arrays, Engine, get_engine
+from pyadjoint_utils.engine import Arrays, Engine
 from pyadjoint_utils.errors import UnsupportedError
 from pyadjoint_utils.inside.host_function import HostFunction, RulesFunction
 from pyadjoint_utils.inside.opaque_function import OpaqueFunction
+from pyadjoint_utils.registry import get_engine
 
 
 class Native(NamedTuple):

@@ -9,9 +9,10 @@ from pyadjoint.tape import no_annotations
 
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.conversion import ConversionBlock
-from pyadjoint_utils.engine import Aval, Engine, owner_of
+from pyadjoint_utils.engine import Aval, Engine
 from pyadjoint_utils.foreign import count, one_by_one, one_by_one_twice
 from pyadjoint_utils.plan import Plan
+from pyadjoint_utils.registry import owner_of
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import accumulated, entered
 

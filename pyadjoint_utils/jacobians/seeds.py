@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from pyadjoint_utils import memory
-from pyadjoint_utils.engine import Aval, get_engine, on_host, owner_of
+from pyadjoint_utils.engine import Aval
 from pyadjoint_utils.errors import ArgumentTypeError
 from pyadjoint_utils.jacobians.batched import Directions
 from pyadjoint_utils.plan import Plan, aval_of
+from pyadjoint_utils.registry import get_engine, on_host, owner_of
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import bare, entered
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from pyadjoint_utils.engine import Engine, get_engine
+from pyadjoint_utils.engine import Engine
 from pyadjoint_utils.errors import UnsupportedError
 from pyadjoint_utils.overloading import overload
+from pyadjoint_utils.registry import get_engine
 
 
 class MissingFunctionError(UnsupportedError):

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from pyadjoint_utils.engine import Engine, engine_names, get_engine, register_engine
+from pyadjoint_utils.engine import Engine
+from pyadjoint_utils.registry import engine_names, get_engine, register_engine
 from pyadjoint_utils.testing.checks import CHECKS
 
 _counts: pytest.StashKey[dict[tuple[str, str], list[int]]] = pytest.StashKey()

@@ -12,7 +12,6 @@ from pyadjoint_utils import trees
 from pyadjoint_utils.annotation import annotate_tape
 from pyadjoint_utils.captures import captured, check_captures
 from pyadjoint_utils.conversion import copied
-from pyadjoint_utils.engine import tracing_engine
 from pyadjoint_utils.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -20,6 +19,7 @@ from pyadjoint_utils.errors import (
     UnsupportedError,
 )
 from pyadjoint_utils.prepared import put_on_tape
+from pyadjoint_utils.registry import tracing_engine
 from pyadjoint_utils.transforming.leaves import input_of
 from pyadjoint_utils.transforming.rule_block import RuleBlock
 from pyadjoint_utils.transforming.ruled_calls import ForwardCall, ReverseCall, RuledCall

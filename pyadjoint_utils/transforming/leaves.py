@@ -10,8 +10,9 @@ from pyadjoint.overloaded_type import OverloadedType
 from pyadjoint_utils.black_boxes.differences import random_like
 from pyadjoint_utils.control import checked_value
 from pyadjoint_utils.conversion import converted_to
-from pyadjoint_utils.engine import Aval, owner_of, tracing_engine
+from pyadjoint_utils.engine import Aval
 from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError
+from pyadjoint_utils.registry import owner_of, tracing_engine
 from pyadjoint_utils.values import array, ndarray
 from pyadjoint_utils.variable import entered
 

@@ -8,9 +8,9 @@ from pyadjoint.overloaded_type import OverloadedType
 
 from pyadjoint_utils.black_boxes.differences import central, precision, random_like
 from pyadjoint_utils.control import Control
-from pyadjoint_utils.engine import owner_of
 from pyadjoint_utils.errors import NotDifferentiableError
 from pyadjoint_utils.reduced import ReducedFunction
+from pyadjoint_utils.registry import owner_of
 from pyadjoint_utils.tapes import push_tape, recording_on
 from pyadjoint_utils.values import array
 from pyadjoint_utils.variable import bare
