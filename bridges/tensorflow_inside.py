@@ -19,12 +19,13 @@ Tensors = Sequence[Any]
 
 
 def _refusing(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Let this project's errors leave a tf.function as they are, where AutoGraph would make them another class."""
+    """Keep AutoGraph out of a function, and let this project's errors leave it as they are and not as another class."""
+    plain = tf.autograph.experimental.do_not_convert(f)
 
     @functools.wraps(f)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            return f(*args, **kwargs)
+            return plain(*args, **kwargs)
         except PyadjointUtilsError as error:
             error.__dict__.pop("ag_error_metadata", None)
             error.ag_pass_through = True  # type: ignore[attr-defined]
@@ -121,8 +122,8 @@ def _refuse_forward_mode(x: Tensors) -> None:
     except LookupError:
         raise UnsupportedError(
             "A tf.autodiff.ForwardAccumulator inside a tf.function does not see through a call of Python: TensorFlow would "
-            "take the derivative of the tape for zero. Put the accumulator outside of the tf.function, or use a "
-            "tf.GradientTape."
+            "take the derivative of the tape for zero. Put the accumulator outside of the tf.function (tape.jacobian "
+            "makes one, unless experimental_use_pfor=False), or use a tf.GradientTape."
         ) from None
 
 
@@ -163,7 +164,6 @@ class TapeFunction:
         # forward mode is not.
         return self.inside.delist(self.inside.replay(self._tensors(values), _first, whole=True))
 
-    @tf.autograph.experimental.do_not_convert
     def _in_graph(self, values: Sequence[Any]) -> Any:
         x = self._tensors(values)
         _refuse_forward_mode(x)

@@ -164,6 +164,31 @@ def test_forward_mode_inside_a_graph_is_refused(f, mode):
     compare(FORWARDS[mode](f)(X, A), FORWARDS[mode](native)(X, A))
 
 
+def test_forward_mode_over_a_jacobian_is_refused_where_tensorflow_makes_a_graph_of_it(f):
+    def forward_over_jacobian(g, pfor):
+        with tf.autodiff.ForwardAccumulator(X, DX) as accumulator:
+            with tf.GradientTape(persistent=True) as tape:
+                tape.watch(X)
+                (y,) = joined(g)(X, A)
+            rows = tape.jacobian(y, X, experimental_use_pfor=pfor)
+        return accumulator.jvp(rows)
+
+    with pytest.raises(UnsupportedError, match="experimental_use_pfor=False"):
+        forward_over_jacobian(f, True)
+    compare(forward_over_jacobian(f, False), forward_over_jacobian(native, False))
+
+
+def test_autograph_leaves_the_tape_alone(f, caplog):
+    log = tf.get_logger()
+    log.addHandler(caplog.handler)
+    try:
+        tf.map_fn(lambda x: joined(f)(x, A)[0], tf.stack([X, 2 * X]))  # converts what it maps, eagerly too
+        tf.function(lambda: f([X, A]))()
+    finally:
+        log.removeHandler(caplog.handler)
+    assert "AutoGraph" not in caplog.text
+
+
 def test_xla_is_refused(f):
     with pytest.raises(UnsupportedError, match="XLA cannot compile a tape with steps outside of TensorFlow"):
         tf.function(lambda x, a: f([x, a]), jit_compile=True)(X, A)
