@@ -299,8 +299,8 @@ def test_batches_go_through_in_one_call_where_their_size_is_known(monkeypatch):
         tape.watch(x := rows[0])
         y = g(x)
     compare(tape.jacobian(y, x), tf.linalg.diag(tf.cos(x)))
-    assert calls[:2] == ["sin", "batch of adjoint of sin"]
-    assert calls.count("batch of adjoint of sin") == 1
+    assert calls[:2] == ["sin", "batch of vjp(sin)"]
+    assert calls.count("batch of vjp(sin)") == 1
 
 
 def test_unknown_shapes_are_settled_when_the_graph_runs():
