@@ -134,11 +134,15 @@ def _broadcast(eqn: Any, places: np.ndarray) -> np.ndarray:
     return np.broadcast_to(places.reshape(shape), eqn.params["shape"])
 
 
+def _reshape(eqn: Any, places: np.ndarray) -> np.ndarray:
+    order = eqn.params["dimensions"]
+    return (places if order is None else places.transpose(order)).reshape(eqn.params["new_sizes"])
+
+
 # What is quicker in NumPy than compiled for one use.
 _IN_NUMPY: dict[str, Callable[..., np.ndarray]] = {
-    **dict.fromkeys(
-        ("reshape", "squeeze", "expand_dims"), lambda eqn, places: places.reshape(eqn.outvars[0].aval.shape)
-    ),
+    "reshape": _reshape,
+    **dict.fromkeys(("squeeze", "expand_dims"), lambda eqn, places: places.reshape(eqn.outvars[0].aval.shape)),
     "slice": _slice,
     "broadcast_in_dim": _broadcast,
     "transpose": lambda eqn, places: places.transpose(eqn.params["permutation"]),

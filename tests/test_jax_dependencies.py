@@ -76,6 +76,8 @@ EXACT = {
     "scatter add": lambda x: x.at[INDEX].add(jnp.sin(x[:4])),
     "dropped updates": lambda x: x[:3].at[np.array([0, 7])].add(x[3:5] ** 2, mode="drop"),
     "axes": lambda x: x.reshape(2, 3, 2).transpose(2, 0, 1)[..., None].squeeze(-1) ** 2,
+    "axes in another order": lambda x: lax.reshape(x.reshape(4, 3), (2, 6), dimensions=(1, 0)) ** 2,
+    "products over an axis": lambda x: jnp.prod(x.reshape(4, 3), axis=1),
     "broadcast": lambda x: x[:3, None] * x[None, 3:7],
     "scalars": lambda x: x[0] * x[1:],
     "stack and unstack": lambda x: jnp.stack([a * b for a, b in zip(x[:3], x[3:6], strict=True)]),
