@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bridges.jax_primitives import call, narrowed
+from bridges.jax_primitives import call, narrowed, traced
 from pyadjoint_utils.errors import ArgumentTypeError
 from pyadjoint_utils.inside.called import Inside
 from pyadjoint_utils.inside.host_function import HostFunction
@@ -70,7 +70,7 @@ def as_jax(rf: Any) -> Callable[..., Any]:
             return jnp.asarray(np.asarray(array).astype(dtype)) if narrow and dtype != array.dtype else array
 
         # Eagerly, the tape's own prepared programs are faster than a trace of them.
-        whole = not any(_traced(value) for value in given)
+        whole = not any(traced(value) for value in given)
         return inside.delist(inside.replay(given, foreign, constant, whole=whole))
 
     return function
@@ -90,10 +90,3 @@ def _entered(inside: Inside, k: int, value: Any, narrow: bool) -> Any:
     else:
         inside.check(k, value.shape, value.dtype)
     return value if isinstance(value, jax.Array) and value.dtype == dtype else jnp.asarray(value, dtype)
-
-
-def _traced(value: Any) -> bool:
-    """Whether a value is not known until a compiled program runs."""
-    while isinstance(value, jax.core.Tracer):
-        value = getattr(value, "primal", getattr(value, "val", None))
-    return not isinstance(value, (jax.Array, np.ndarray))

@@ -15,6 +15,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from bridges.jax_callbacks import emit
+from bridges.jax_gradients import product
+from pyadjoint_utils.compiling.composition import with_gradient
+from pyadjoint_utils.errors import NotDifferentiableError, UnsupportedError
 from pyadjoint_utils.inside.host_function import HostFunction
 from pyadjoint_utils.registry import get_engine
 
@@ -196,8 +199,12 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, target: Target, nar
     return y, _spread(y, derivative.outs, derivative.apply(primals, tangents, narrow))
 
 
-def _linearize(_: bool, moving: Sequence[bool], *primals: Any, target: Target, narrow: bool) -> tuple[Any, ...]:
+def _linearize(reverse: bool, moving: Sequence[bool], *primals: Any, target: Target, narrow: bool) -> tuple[Any, ...]:
     """The same in the form of JAX's own rules, results and a function of the tangents; it saves JAX a trace of the JVP."""
+    if reverse and not isinstance(target, LinearMap) and not any(map(traced, primals)):
+        found = _with_gradient(target, moving, primals, narrow)
+        if found is not None:
+            return found
     y, derivative = _bind(target, primals, narrow), _derivative(target, moving)
     if derivative is None:
         return y, [False] * len(y), (), lambda _, *tangents: _spread(y, (), ())
@@ -206,6 +213,34 @@ def _linearize(_: bool, moving: Sequence[bool], *primals: Any, target: Target, n
         return _spread(y, derivative.outs, derivative.apply(points, tangents, narrow))
 
     return y, [k in derivative.outs for k in range(len(y))], primals, tangents_of
+
+
+def _with_gradient(
+    target: HostFunction, moving: Sequence[bool], primals: Sequence[Any], narrow: bool
+) -> tuple[Any, ...] | None:
+    """The same for a number, whose gradient is all that reverse mode needs; None for others."""
+    ins = tuple([i for i in target.active if moving[i]])
+    both = with_gradient(target, ins)
+    if both is None:
+        return None
+    try:
+        results = _bind(both, primals, narrow)
+    except (NotDifferentiableError, UnsupportedError):
+        return None  # it may be that nobody will ask for it
+    n, (out,) = len(target.outputs), target.differentiable
+    y, gradient = results[:n], results[n:]
+
+    def tangents_of(gradient: Sequence[Any], *tangents: Any) -> list[Any]:
+        return _spread(y, (out,), [product(gradient, _pick(tangents, ins), y[out].dtype)])
+
+    return y, [k == out for k in range(n)], gradient, tangents_of
+
+
+def traced(value: Any) -> bool:
+    """Whether a value is not known until a compiled program runs."""
+    while isinstance(value, jax.core.Tracer):
+        value = getattr(value, "primal", getattr(value, "val", None))
+    return not isinstance(value, (jax.Array, np.ndarray))
 
 
 def _spread(y: Sequence[Any], outs: Sequence[int], tangents: Sequence[Any]) -> list[Any]:

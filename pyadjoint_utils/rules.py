@@ -297,6 +297,10 @@ class LocalRules:
         return self.rules.engine.jvp_of(self.map, self.n)
 
     @cached_property
+    def value_and_vjp_map(self) -> Map:
+        return self.rules.engine.value_and_vjp_of(self.whole, self.n, self.outs)
+
+    @cached_property
     def second_map(self) -> Map:
         """The derivative of the adjoint alone: ``((*x, *yb, *dx, *dyb), c) -> dxb``."""
         both, n = self.rules.engine.jvp_of(self.vjp_map, self.n + self.m), self.n
@@ -310,7 +314,7 @@ class LocalRules:
     @cached_property
     def value_and_vjp(self) -> Map:
         """All outputs and the adjoint, ``((*x, *yb), c) -> (*y, *xb)``."""
-        return self.rules.prepare(self.rules.engine.value_and_vjp_of(self.whole, self.n, self.outs))
+        return self.rules.prepare(self.value_and_vjp_map)
 
     @cached_property
     def split_vjp(self) -> tuple[Map, Map] | None:
@@ -371,6 +375,12 @@ class LocalRules:
         return DerivedRules(self, "vjp", self.vjp_map, self.vjp, self.out_avals, self.in_avals)
 
     @cached_property
+    def value_and_vjp_rules(self) -> Rules:
+        """Values and adjoint ``(*y, *xb)`` as one function; dependencies ``(*x, *yb, *others)``."""
+        results = (*self.rules.outputs, *self.in_avals)
+        return DerivedRules(self, "value and vjp", self.value_and_vjp_map, self.value_and_vjp, self.out_avals, results)
+
+    @cached_property
     def jvp_rules(self) -> Rules:
         """The JVP as a function that can itself go on the tape; dependencies ``(*x, *dx, *others)``."""
         return DerivedRules(self, "jvp", self.jvp_map, self.jvp, self.in_avals, self.out_avals)
@@ -403,7 +413,7 @@ class DerivedRules(Rules):
 
     Args:
         local: where it comes from.
-        kind: ``"vjp"``, ``"jvp"`` or ``"dual"``, or one of the first two over a leading axis of its seeds.
+        kind: ``"vjp"`` or ``"jvp"``, perhaps over a leading axis of its seeds; ``"value and vjp"`` or ``"dual"``.
         f: the derivative, ``((*x, *seeds), c) -> results``.
         prepared: the same, ready for calls, where sweeps over the original function have it; else None.
         seeds: shape and dtype of the seeds.

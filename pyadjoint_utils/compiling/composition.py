@@ -113,7 +113,7 @@ class Composition(HostFunction):
                 given = (*inputs, *[tangents[inputs[i]] for i in through])
                 taken = tuple([tangents.setdefault(outputs[k], next(fresh)) for k in function.differentiable])
                 parts.append(pushed := Part(function.tangent(through), given, taken))
-                origins[pushed] = part, through
+                origins[pushed] = part, function.dual(through)
         results = [self._results[k] for k in values]
         results += [tangents.get(self._results[k], next(fresh)) for k in outs]
         parts = _fused(_needed(parts, results), origins)
@@ -121,20 +121,38 @@ class Composition(HostFunction):
         return self._derived_by(parts, sources, results, seeds, avals, "tangent")
 
     def _adjoint(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> HostFunction:
+        parts, cotangents, results, _ = self._pulled(ins, outs)
+        seeds, avals = [self.outputs[k] for k in outs], [self.inputs[i] for i in ins]
+        return self._derived_by(parts, [*self._sources, *cotangents], results, seeds, avals, "adjoint")
+
+    def with_gradient(self, ins: tuple[int, ...], out: int) -> HostFunction:
+        """Return ``(*x) -> (*y, *g)`` with the gradient ``g`` of a result that is a number."""
+        parts, (seed,), gradient, origins = self._pulled(ins, (out,))
+        results = [*self._results, *gradient]
+        parts = _fused(_needed(parts, results), origins)
+        avals = [*self.outputs, *[self.inputs[i] for i in ins]]
+        fixed = self._fixed | {seed: np.ones((), self.outputs[out].dtype)}
+        name = f"{self.name} with its gradient"
+        return Composition(parts, self._sources, results, self.inputs, avals, self.active, name, fixed)
+
+    def _pulled(
+        self, ins: tuple[int, ...], outs: tuple[int, ...]
+    ) -> tuple[list[Part], list[int], list[int], dict[Part, tuple[Part, HostFunction | None]]]:
+        """The parts of function and adjoint, slots of cotangents and of what they become, and which parts can be one."""
         fresh = itertools.count(self._free)
         cotangents = {self._results[k]: next(fresh) for k in outs}
-        sources = [*self._sources, *cotangents.values()]
-        parts, varied = list(self._parts), self._varied(ins)
-        for function, inputs, outputs in reversed(self._parts):
+        seeds = list(cotangents.values())
+        parts, varied, origins = list(self._parts), self._varied(ins), {}
+        for part in reversed(self._parts):
+            function, inputs, outputs = part
             seeded = tuple([k for k in function.differentiable if outputs[k] in cotangents])
             through = tuple([i for i in function.active if inputs[i] in varied])
             if seeded and through:
                 given = (*inputs, *[cotangents[outputs[k]] for k in seeded])
                 taken = tuple([cotangents.setdefault(inputs[i], next(fresh)) for i in through])
-                parts.append(Part(function.adjoint(through, seeded), given, taken))
-        results = [cotangents.get(self._sources[i], next(fresh)) for i in ins]
-        seeds, avals = [self.outputs[k] for k in outs], [self.inputs[i] for i in ins]
-        return self._derived_by(parts, sources, results, seeds, avals, "adjoint")
+                parts.append(pulled := Part(function.adjoint(through, seeded), given, taken))
+                origins[pulled] = part, function.with_adjoint(through, seeded)
+        return parts, seeds, [cotangents.get(self._sources[i], next(fresh)) for i in ins], origins
 
     def _varied(self, ins: Sequence[int]) -> set[int]:
         """The slots that depend on some of the arguments."""
@@ -191,14 +209,38 @@ def _needed(parts: Sequence[Part], results: Sequence[int]) -> list[Part]:
     return kept[::-1]
 
 
-def _fused(parts: Sequence[Part], origins: dict[Part, tuple[Part, tuple[int, ...]]]) -> list[Part]:
-    """Values and tangents in one call where both are needed."""
+def _fused(parts: Sequence[Part], origins: dict[Part, tuple[Part, HostFunction | None]]) -> list[Part]:
+    """Values and derivatives in one call where both are needed, one after the other."""
     fused: list[Part] = []
     for part in parts:
-        origin, through = origins.get(part, (None, ()))
-        dual = part.function if origin is None else origin.function.dual(through)
-        if origin is not None and dual is not None and fused and fused[-1] is origin:
-            fused[-1] = Part(dual, part.inputs, (*origin.outputs, *part.outputs))
+        origin, both = origins.get(part, (None, None))
+        if origin is not None and both is not None and fused and fused[-1] is origin:
+            fused[-1] = Part(both, part.inputs, (*origin.outputs, *part.outputs))
         else:
             fused.append(part)
     return fused
+
+
+def with_gradient(function: HostFunction, ins: tuple[int, ...]) -> HostFunction | None:
+    """Return ``(*x) -> (*y, *g)``: results, and the gradient of the only one that passes a derivative, a real number.
+
+    Args:
+        function: the function.
+        ins: positions of the arguments to differentiate by.
+
+    Returns:
+        The function of both; None if several results pass a derivative, or one that is no real number.
+    """
+    avals = [function.outputs[k] for k in function.differentiable]
+    if not ins or len(avals) != 1 or avals[0].shape or avals[0].dtype.kind != "f":
+        return None
+    out = function.differentiable[0]
+    return function.once(("gradient", ins), lambda: _composition(function).with_gradient(ins, out))
+
+
+def _composition(function: HostFunction) -> Composition:
+    if isinstance(function, Composition):
+        return function
+    n, m = len(function.inputs), len(function.outputs)
+    part = Part(function, tuple(range(n)), tuple(range(n, n + m)))
+    return Composition([part], *part[1:], function.inputs, function.outputs, function.active)

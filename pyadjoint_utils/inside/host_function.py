@@ -140,6 +140,10 @@ class HostFunction:
         """Return ``(*x, *dx) -> (*y, *dy)`` if that costs less than the two alone, else None."""
         return None
 
+    def with_adjoint(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> "HostFunction | None":
+        """Return ``(*x, *yb) -> (*y, *xb)`` if that costs less than the two alone, else None."""
+        return None
+
     def run_batch(self, x: Arrays, marks: Sequence[bool], size: int) -> Sequence[Any]:
         """Evaluate over a leading axis of the marked arguments, one entry after the other."""
         rows = [
@@ -232,6 +236,12 @@ class RulesFunction(HostFunction):
         through, directions = self._directions(ins)
         local = self._local(through, self.differentiable)
         return self.once(("dual", ins), lambda: self._derive(local.dual_rules, local, through, directions))
+
+    def with_adjoint(self, ins: tuple[int, ...], outs: tuple[int, ...]) -> HostFunction | None:
+        if type(self._rules.engine).value_and_vjp_of is Engine.value_and_vjp_of:
+            return None  # it is the two
+        local, seeds = self._local(ins, outs), range(len(self.inputs), len(self.inputs) + len(outs))
+        return self.once(("with", ins, outs), lambda: self._derive(local.value_and_vjp_rules, local, ins, seeds))
 
     def run_batch(self, x: Arrays, marks: Sequence[bool], size: int) -> Sequence[Any]:
         key = tuple(marks)
