@@ -332,7 +332,7 @@ def _draw_years(
 ) -> None:
     last = counts.years[counts.fitted - 1]
     ax.axvspan(last + 0.5, counts.years[-1] + 0.5, color="0.93", zorder=0)
-    ax.plot(years, curves[0], "--", color=FAINT, label="Lotka-Volterra")
+    ax.plot(years, curves[0], color=FAINT, label="Lotka-Volterra")
     ax.plot(years, curves[1], color=colour, label="with the network")
     ax.plot(counts.years, counts.pelts[:, column], "o", color=colour, markersize=4, label="counted")
     ax.set(ylabel=f"{name} (thousands of pelts)", ylim=(0, None), xlim=(counts.years[0] - 0.5, counts.years[-1] + 0.5))
@@ -362,7 +362,7 @@ def _draw_plane(ax: Any, counts: Counts, curves: list[np.ndarray], learned: dict
     for axis, ticks in ((ax.xaxis, (10, 20, 50, 100)), (ax.yaxis, (5, 10, 20, 50))):
         axis.set_ticks(ticks, [f"{t}" for t in ticks])
     ax.minorticks_off()
-    ax.legend(frameon=False, loc="lower right")
+    ax.legend(loc="lower right", framealpha=1.0, edgecolor="none")  # over the arrows
 
 
 @dataclass(frozen=True)
