@@ -121,6 +121,26 @@ def test_without_being_asked_for_it_is_an_error_that_says_how(e):
         fast(np.ones(4))
 
 
+@pytest.mark.parametrize("name", ["jax", "autograd"])
+def test_matrices_of_points_are_blocks_at_all_shapes(name):
+    e = engines.namespace(name)
+    f = e.overload(lambda x, c: (x * x * c, e.sum(c)), pointwise=(True, False), out_pointwise=(True, False))
+    x = array(vector(3))
+    y, total = f(x, np.array([2.0]))
+    fast = ReducedFunction([np.sin(y) * 3.0, total], Control(x)).compile(respecialize=True)
+    for n in (3, 5):
+        p = vector(n, 1)
+        fast(p)
+        same(fast.jac_matrix()[0], 12 * p * np.cos(2 * p * p))
+    both = e.overload(lambda x, z: x * z + e.sum(z) * 0.0, pointwise=True)
+    z = array(vector(3, 2))
+    fast = ReducedFunction(both(x, z), [Control(x), Control(z)]).compile(respecialize=True)
+    fast([vector(4, 1), vector(4, 2)])
+    same(fast.jac_matrix()[0], vector(4, 2))
+    with pytest.raises(ArgumentValueError, match="first axis of as many points"):
+        fast([vector(1), vector(4)])
+
+
 def test_inputs_are_those_of_the_last_call_at_other_shapes_too(e):
     f = e.overload(lambda x, d, w: e.sum(x * x) * d * e.sum(w))
     x, d, w = array(vector(3)), AdjFloat(2.0), array(vector(2))

@@ -183,12 +183,6 @@ class Program:
         self.steps = steps
         self.outputs = [self._slot(bv) for bv in plan.outputs]
 
-    def with_steps(self, steps: Sequence[Any]) -> "Program":
-        """Return this program with other steps that compute the same values, several at a time for example."""
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, steps=list(steps))
-        return other
-
     def evaluate(self, sources: Sequence[Any]) -> list[Any]:
         """Return the environment: the value of every slot where the sources have these values."""
         environment = self.placed(sources)

@@ -13,9 +13,11 @@ from pyadjoint_utils.conversion import ConversionBlock, converted_like, converte
 from pyadjoint_utils.engine import Aval
 from pyadjoint_utils.errors import ArgumentValueError, UnsupportedError
 from pyadjoint_utils.indexing import is_bound
+from pyadjoint_utils.jacobians.points import Points, declared_points, points_of_elementwise, with_outputs
 from pyadjoint_utils.prepared import record
 from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.registry import get_engine
+from pyadjoint_utils.rules import Rules
 from pyadjoint_utils.tapes import Tape, recording_on, state_of
 from pyadjoint_utils.values import array, ndarray
 from pyadjoint_utils.variable import Variable, entered
@@ -113,10 +115,24 @@ def _called(block: EngineBlock, values: Sequence[Any]) -> Sequence[Any]:
             f"{recorded.name} was recorded with {known} and refuses {given}. Write it without fixed shapes, or record the "
             f"program anew. ({engine.name} says: {str(error).splitlines()[0] if str(error) else error!r})"
         ) from error
-    rules.outputs = rules.outputs or tuple([engine.aval(y) for y in results])
+    if not rules.outputs:
+        found = tuple([engine.aval(y) for y in results])
+        rules.points = _points(recorded, rules.inputs, found)
+        rules.outputs = found
     outputs = [ndarray(y, get_engine(engine.holds)) for y in results]
     record(rules, list(values), block.constants, outputs)
     return outputs
+
+
+def _points(recorded: Rules, inputs: Sequence[Aval], outputs: Sequence[Aval]) -> Points | None:
+    """What is known of the points of a recorded function, for arguments of other shapes."""
+    known = recorded.points
+    if known is None or not known.declared:
+        return points_of_elementwise(inputs, outputs) if recorded.nature.elementwise else None
+    points = declared_points(recorded.name, known.inputs, inputs, known.paths, every=False)
+    assert points is not None  # a declaration has a mark
+    items = [[k] for k in range(len(outputs))]
+    return with_outputs(recorded.name, points, known.outputs, items, inputs, outputs)
 
 
 def _converted(block: ConversionBlock, value: Any) -> Any:
