@@ -85,7 +85,8 @@ class JaxEngine(Engine):
         arrays = [_native(_narrowed(source)) for source in sources]
         with jax.enable_x64(_is_wide(arrays)):
             # A program copies, in a third of the time of jnp.asarray. It may read NumPy's memory until it is done.
-            return [array.block_until_ready() for array in _copies(*arrays)]
+            copies = _copies(*arrays)
+            return [a if isinstance(a, jax.core.Tracer) else a.block_until_ready() for a in copies]
 
     def argument(self, source: np.ndarray, dtype: np.dtype) -> np.ndarray:
         # Ten times faster than a JAX array; a copy, since programs read NumPy's memory after the call has returned.
