@@ -224,7 +224,7 @@ def _from_numpy(array: np.ndarray) -> Any:
         and _aligned(array)
     ):
         return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
-    return tf.convert_to_tensor(np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape))
+    return tf.constant(np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape))
 
 
 def _from_exporter(source: Any) -> Any:

@@ -9,13 +9,16 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import record
 
+from pyadjoint_utils.engine import Engine
 from pyadjoint_utils.errors import ArgumentTypeError, PyadjointUtilsError, UnsupportedError
 from pyadjoint_utils.evaluation import Evaluation
 from pyadjoint_utils.inside.called import Inside
 from pyadjoint_utils.inside.host_function import HostFunction
-from pyadjoint_utils.registry import get_engine
+from pyadjoint_utils.registry import FEW, get_engine, on_host
 
 Tensors = Sequence[Any]
+
+_is_watched = record.pywrap_tfe.TFE_Py_TapeSetPossibleGradientTypes  # by a tape or an accumulator
 
 
 def _refusing(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,20 +52,26 @@ def _first(function: HostFunction, x: Tensors) -> list[Any]:
 def _eagerly(at: Evaluation, x: Tensors) -> list[Any]:
     engine = get_engine("tensorflow")
     # Aliases, which no tape and no accumulator watches.
-    y = at([engine.enter(engine.export(a)) for a in x], engine)
+    y = at([_alias(engine, a) for a in x], engine)
     # Tensors of their own, since a tape tells them apart by their ids.
     results = [tf.raw_ops.Identity(input=a) for a in y]
+    # Nobody can ask for the gradient by what nobody watches now.
+    active = tuple([i for i in at.function.active if _is_watched([x[i]])])
     # As tf.custom_gradient does, which takes as long again for containers and signatures.
-    record.record_operation(at.function.name, results, list(x), lambda *yb: _gradient(at, x, yb))
+    record.record_operation(at.function.name, results, list(x), lambda *yb: _gradient(at, x, yb, active))
     return results
 
 
+def _alias(engine: Engine, x: Any) -> Any:
+    # Engines take few numbers from NumPy in less time than from TensorFlow.
+    return engine.to_numpy(x) if on_host(x) and x.shape.num_elements() <= FEW else engine.enter(engine.export(x))
+
+
 @_refusing
-def _gradient(at: Evaluation, x: Tensors, yb: Tensors) -> list[Any]:
-    active = at.function.active
+def _gradient(at: Evaluation, x: Tensors, yb: Tensors, active: tuple[int, ...]) -> list[Any]:
     outs = tuple([k for k in at.function.differentiable if yb[k] is not None])
     xb: list[Any] = [None] * len(x)
-    if outs:
+    if active and outs:
         seeds = [tf.convert_to_tensor(yb[k]) for k in outs]
         for i, b in zip(active, call(at.adjoint(active, outs), [*x, *seeds]), strict=True):
             xb[i] = b
@@ -80,7 +89,7 @@ def _with_gradient(function: HostFunction) -> Callable[..., Any]:
     @tf.custom_gradient
     def apply(*x: Any) -> Any:
         y = _called_back(function, x)
-        return (y if len(y) > 1 else y[0]), lambda *yb: _gradient(Evaluation(function), x, yb)
+        return (y if len(y) > 1 else y[0]), lambda *yb: _gradient(Evaluation(function), x, yb, function.active)
 
     return apply
 

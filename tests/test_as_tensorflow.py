@@ -15,6 +15,7 @@ from pyadjoint_utils import (
     ReducedFunctional,
     UnsupportedError,
     array,
+    overload_autograd,
     overload_numpy,
 )
 
@@ -258,6 +259,41 @@ def test_a_call_keeps_its_own_point():
         assert float(tape.gradient(y, a)) == 30
     rf.tape.clear_tape()
     assert float(g(3)) == 9
+
+
+def test_what_nobody_watches_has_no_gradient_and_what_somebody_watches_has():
+    runs = []
+
+    def counted(a):
+        runs.append(None)
+        return np.sum(a * a)
+
+    x, a = array(np.ones(3)), array(1.5)
+    y = overload_autograd(counted)(a) * np.sin(x).sum()
+    f = as_tensorflow(ReducedFunction(y, [Control(x), Control(a)]))
+    with tf.GradientTape() as tape:
+        tape.watch(X)
+        y = f([X, A])
+    runs.clear()
+    np.testing.assert_allclose(tape.gradient(y, X), A**2 * tf.cos(X))
+    assert not runs
+    for first, second, wanted in ((X, A, 2 * A * tf.reduce_sum(tf.cos(X))), (A, X, 2 * A * tf.cos(X))):
+        with tf.GradientTape() as outer:
+            outer.watch(second)
+            with tf.GradientTape() as inner:
+                inner.watch(first)
+                y = f([X, A])
+            d = tf.reduce_sum(inner.gradient(y, first))
+        np.testing.assert_allclose(outer.gradient(d, second), wanted)
+    with tf.autodiff.ForwardAccumulator(A, DA) as accumulator, tf.GradientTape() as tape:
+        tape.watch(X)
+        d = tape.gradient(f([X, A]), X)
+    np.testing.assert_allclose(accumulator.jvp(d), 2 * A * tf.cos(X) * DA)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch([X, A])
+        y = f([X, A])
+        d = tape.gradient(y, A)
+    np.testing.assert_allclose(tape.gradient(d, X), 2 * A * tf.cos(X))
 
 
 def test_threads_do_not_disturb_each_other():
