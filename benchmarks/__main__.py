@@ -10,9 +10,12 @@ from benchmarks import (
     compiled,
     engines,
     exchange,
+    inductor,
     inside,
     jacobians,
     long_loops,
+    loops,
+    mixed,
     segments,
     sparse,
     transformations,
@@ -22,8 +25,20 @@ from benchmarks.tables import Table, machine, markdown, text, write
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 TABLES: dict[str, Table] = {
     table.name: table
-    for table in (blocks.TABLE, compiled.TABLE, compiled.BEGINNING, engines.TABLE, segments.TABLE, exchange.TABLE)
+    for table in (
+        blocks.TABLE,
+        compiled.TABLE,
+        compiled.BEGINNING,
+        loops.TABLE,
+        mixed.SHAPES_TABLE,
+        mixed.MIXED,
+        engines.TABLE,
+        segments.TABLE,
+        exchange.TABLE,
+        inductor.TABLE,
+    )
 }
+SLOW = {inductor.TABLE.name}  # runs if it is named
 # These print tables of their own.
 OTHERS = {
     module.__name__.rpartition(".")[2]: module.main
@@ -35,14 +50,14 @@ def main() -> None:
     """Measure, print, and refresh the documentation if asked to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="This project beside native code.")
     parser.add_argument(
-        "names", nargs="*", help=f"which: {', '.join([*TABLES, *OTHERS])}; all of them if none is named"
+        "names", nargs="*", help=f"which: {', '.join([*TABLES, *OTHERS])}; if none is named, all but {', '.join(SLOW)}"
     )
     parser.add_argument("--write", action="store_true", help=f"put the tables into docs/{PAGE.name}")
     chosen = parser.parse_args()
     unknown = sorted(set(chosen.names) - {*TABLES, *OTHERS})
     if unknown:
         parser.error(f"there is no benchmark {unknown[0]!r}; choose among {', '.join([*TABLES, *OTHERS])}")
-    names = chosen.names or [*TABLES, *OTHERS]
+    names = chosen.names or [name for name in (*TABLES, *OTHERS) if name not in SLOW]
     print(machine())
     if chosen.write:
         write(PAGE, "machine", machine())

@@ -29,13 +29,20 @@ class Case:
         native: the function of JAX arrays.
         points: the controls' values.
         second_order: whether the native Hessian action can be had in reasonable time.
+        **options: of :meth:`ReducedFunctional.compile`.
     """
 
     def __init__(
-        self, name: str, record: Callable[..., Any], native: Callable[..., Any], *points: Any, second_order: bool = True
+        self,
+        name: str,
+        record: Callable[..., Any],
+        native: Callable[..., Any],
+        *points: Any,
+        second_order: bool = True,
+        **options: Any,
     ) -> None:
         self.name, self.record, self.native, self.points = name, record, native, list(points)
-        self.second_order = second_order
+        self.second_order, self.options = second_order, options
 
     def rows(self) -> list[tuple[str, Timing, Timing]]:
         """Return (what, compiled, native)."""
@@ -51,9 +58,9 @@ class Case:
             "hessian": jax.jit(lambda p, d: jax.jvp(jax.grad(self.native, every), p, d)[1]),
         }
         points = tuple(self.points)
-        only_values = slow.compile()
+        only_values = slow.compile(**self.options)
         only_values(x)
-        fast = slow.compile()
+        fast = slow.compile(**self.options)
         fast.value_and_derivative(x)
         calls = [
             ("value", lambda: only_values(x)._value, lambda: native["value"](*points)),
@@ -82,7 +89,7 @@ class Case:
                 x = [array(p) for p in self.points]
                 slow = ReducedFunctional(self.record(*x), [Control(v) for v in x])
             start = time.perf_counter()
-            fast = slow.compile()
+            fast = slow.compile(**self.options)
             jax.block_until_ready(_bare(fast.value_and_derivative(x)) if both else fast(x)._value)
             ours = time.perf_counter() - start
             f = jax.value_and_grad(self.native, tuple(range(len(x)))) if both else self.native
@@ -184,18 +191,24 @@ def cases() -> list[Case]:
 
 
 def _rows(name: str) -> Iterable[Row]:
-    with _wide():
-        for what, ours, native in _case(name).rows():
-            yield name, what, native.cell(1e3), ours.cell(1e3), ours.over(native)
+    with wide():
+        yield from table_rows(_case(name))
+
+
+def table_rows(case: Case) -> Iterable[Row]:
+    """Measure a case; return rows of a table: what, by hand, compiled, ratio."""
+    for what, ours, native in case.rows():
+        yield case.name, what, native.cell(1e3), ours.cell(1e3), ours.over(native)
 
 
 def _first(name: str) -> Iterable[Row]:
-    with _wide():
+    with wide():
         for what, ours, native in _case(name).beginning():
             yield name, what, f"{ours:.2f}", f"{native:.2f}"
 
 
-def _wide() -> Any:
+def wide() -> Any:
+    """Return a scope in which native JAX has 64 bits, or raise where it is not installed."""
     get_engine("jax")  # says what to install
     # So that native JAX keeps its 64 bits; the compiled tapes would without it.
     return importlib.import_module("jax").enable_x64(True)

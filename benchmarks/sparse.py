@@ -16,10 +16,10 @@ from pyadjoint_utils import (
     ReducedFunction,
     ReducedFunctional,
     array,
-    colouring,
     get_engine,
     overload,
 )
+from pyadjoint_utils.jacobians import colouring
 
 LENGTH = 100_000
 SIZE, BANDS = 500, (3, 30, 100, 200, 300, 400, 499)

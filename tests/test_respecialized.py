@@ -53,6 +53,18 @@ def chain(e, n):
         return ReducedFunctional(J, [Control(x), Control(r)], scale=2.0, tape=tape, inputs=data)
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_value_of_one_control_by_itself(e, listed):
+    with push_tape(Tape()) as tape:
+        x = array(e.own(vector(10)))
+        J = e.overload(lambda u: (u**3).sum())(x)
+        fast = ReducedFunctional(J, [Control(x)] if listed else Control(x), tape=tape).compile(respecialize=True)
+    for m in (vector(20, 2), vector(10, 3)):
+        value, gradient = fast.value_and_derivative(e.own(m))
+        same(value, (m**3).sum())
+        same(gradient[0] if listed else gradient, 3 * m**2)
+
+
 def test_an_array_of_twice_the_length(e):
     recorded, other = chain(e, 10), chain(e, 20)
     fast = recorded.compile(respecialize=True)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from pyadjoint.enlisting import Enlist
 
 from pyadjoint_utils.compiling.compiled import CompiledFunction, CompiledFunctional
 from pyadjoint_utils.compiling.rerecorded import rerecorded
@@ -41,8 +42,7 @@ class _Versions:
             inputs = reduced._inputs.delist(
                 [like._ad_restore_at_checkpoint(v) for like, v in zip(self._inputs, point, strict=True)]
             )
-        given = list(values) if reduced._controls.listed else [values]
-        others = list(() if inputs is None else inputs) if reduced._inputs.listed else [inputs]
+        given, others = list(Enlist(values)), list(Enlist(() if inputs is None else inputs))
         if len(given) != len(reduced._controls) or len(others) != len(self._inputs):
             return self.first, inputs
         shapes = tuple([_shape(v) for v in (*given, *others)])
