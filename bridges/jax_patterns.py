@@ -260,7 +260,7 @@ def _convolution(eqn: Any, given: Sequence[Value]) -> Patterns:
     )
     # With the channels last, a line of the patches is what a window sees; 0 is the padding.
     channels = dimensions.out_spec[1]
-    seen = np.moveaxis(np.asarray(patches), channels, -1).astype(int) - 1
+    seen = np.rint(np.moveaxis(np.asarray(patches), channels, -1)).astype(int) - 1
     seen = seen.reshape(-1, seen.shape[-1])
     lines, k = np.nonzero(seen >= 0)
     windows = entries(lines, seen[lines, k], (len(seen), _size(eqn.invars[0])))
