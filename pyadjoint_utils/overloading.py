@@ -268,12 +268,14 @@ class Overloaded:
         """Say in our words what engines say in theirs when a function mixes precisions that they do not promote."""
         leaves = dict(zip((*key.taped, *key.constant), key.avals, strict=True))
         floats = {i: aval for i, aval in leaves.items() if aval.differentiable}
-        if len({aval.dtype for aval in floats.values()}) < 2 or not _ABOUT_DTYPES.search(str(error)):
+        dtypes = {aval.dtype for aval in floats.values()}
+        if len(dtypes) < 2 or not _ABOUT_DTYPES.search(str(error)):
             return
         listed = ", ".join(f"{argument_path(self.engine, args, kwargs, i)} is {floats[i]}" for i in sorted(floats))
+        widest = max(dtypes, key=lambda dtype: (dtype.kind == "c", dtype.itemsize))
         raise ArgumentTypeError(
             f"{self.name}: {self.engine.name} refuses to mix precisions here: {listed}. Cast one of them first, "
-            f"for example x.astype('float64'). ({self.engine.name} says: {str(error).splitlines()[0]})"
+            f"for example x.astype({str(widest)!r}). ({self.engine.name} says: {str(error).splitlines()[0]})"
         ) from error
 
     def _error(self, args: Any, kwargs: Any, i: int, leaf: Any, rule: str, remedy: str) -> ArgumentTypeError:

@@ -14,16 +14,20 @@ from pyadjoint_utils import (
 
 
 @pytest.mark.parametrize("engine", ["torch", "tensorflow"])
-def test_precisions_that_an_engine_does_not_promote_are_named(engine):
+@pytest.mark.parametrize(
+    ("narrow", "wide"), [("float32", "float64"), ("float64", "complex64"), ("float64", "complex128")]
+)
+def test_precisions_that_an_engine_does_not_promote_are_named(narrow, wide, engine):
     pytest.importorskip(engine)
     product = overload(lambda w, x: w["kernel"] @ x, engine, name="layer")
-    single, double = array(np.ones((2, 2), np.float32)), array(np.ones((2, 2)))
+    one, other = array(np.ones((2, 2), narrow)), array(np.ones((2, 2), wide))
     with pytest.raises(
-        ArgumentTypeError, match=r"layer: .*args\[0\]\['kernel'\] is float32\[2,2\], args\[1\] is float64"
+        ArgumentTypeError,
+        match=rf"layer: .*args\[0\]\['kernel'\] is {narrow}\[2,2\], args\[1\] is {wide}.*x\.astype\('{wide}'\)",
     ):
-        product({"kernel": single}, double)
+        product({"kernel": one}, other)
     assert len(get_working_tape().get_blocks()) == 0
-    assert product({"kernel": single.astype("float64")}, double).dtype == np.float64
+    assert product({"kernel": one.astype(wide)}, other).dtype == wide
 
 
 @pytest.mark.parametrize("engine", ["jax", "autograd"])
