@@ -32,8 +32,8 @@ class Recorder:
 
     __slots__ = ("__weakref__", "_on", "_tape", "home", "ident", "number", "saved")
 
-    def __init__(self) -> None:
-        self.home, self.number, self.ident = False, next(_numbers), threading.get_ident()
+    def __init__(self, ident: int | None = None) -> None:
+        self.home, self.number, self.ident = False, next(_numbers), ident or threading.get_ident()
         self._tape: Any = None  # until somebody asks
         self._on = True
         self.saved: list[bool] = []
@@ -118,10 +118,12 @@ class _Here(threading.local):
     """This thread's recorder; a thread that is new has a fresh tape and annotation on."""
 
     def __init__(self) -> None:
-        self.recorder = Recorder()
+        here = threading.get_ident()
+        self.recorder = _waiting.pop(here) if here in _waiting else Recorder()
         self.number = self.recorder.number
 
 
+_waiting: dict[int | None, Recorder] = {}  # of threads that have not asked yet
 _here = _Here()
 
 
@@ -245,7 +247,13 @@ def _reset_tape(self: Any, *exception: Any) -> None:
 
 def _install() -> None:
     """Let Pyadjoint's own functions, which everybody has imported by name, speak of the thread that calls them."""
-    _here.recorder.home = True
+    main = threading.main_thread()
+    if upstream._working_tape is not None and threading.current_thread() is not main:
+        # Somebody has used Pyadjoint before, in the main thread, which goes on with that tape.
+        _waiting[main.ident] = Recorder(main.ident)
+        _waiting[main.ident].home = True
+    else:
+        _here.recorder.home = True
     upstream._here, upstream.upstream = _here, upstream
     for name, ours in _FUNCTIONS.items():
         getattr(upstream, name).__code__ = ours.__code__

@@ -1,6 +1,7 @@
 """A working tape and an annotation flag for every thread, and what only one thread at a time may do."""
 
 import ast
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -195,6 +196,58 @@ def test_a_new_thread_has_a_fresh_tape_and_annotation_on(tape):
     assert in_thread(work) is not tape
     assert get_working_tape() is tape
     assert not annotate_tape()
+
+
+IMPORTED_ELSEWHERE = """
+import threading
+import pyadjoint
+from pyadjoint import AdjFloat
+
+pyadjoint.set_working_tape(pyadjoint.Tape())
+pyadjoint.continue_annotation()
+tape, a = pyadjoint.get_working_tape(), AdjFloat(2.0)
+b = a * a
+imported, done = threading.Event(), threading.Event()
+
+def work():
+    import pyadjoint_utils
+    assert pyadjoint_utils.get_working_tape() is not tape
+    imported.set()
+    {wait}
+
+thread = threading.Thread(target=work)
+thread.start()
+imported.wait()
+{join}
+c = b * 3.0
+from pyadjoint_utils import Control, ReducedFunctional
+assert pyadjoint.get_working_tape() is tape
+assert ReducedFunctional(c, Control(a)).derivative() == 12.0
+done.set()
+"""
+
+
+@pytest.mark.parametrize(("wait", "join"), [("done.wait()", ""), ("", "thread.join()")], ids=["alive", "ended"])
+def test_an_import_in_another_thread_takes_no_tape_from_the_main_one(wait, join):
+    subprocess.run([sys.executable, "-c", IMPORTED_ELSEWHERE.format(wait=wait, join=join)], check=True, timeout=60)
+
+
+def test_an_import_in_a_thread_where_nobody_recorded_before():
+    program = """
+import threading
+
+def work():
+    from pyadjoint_utils import AdjFloat, Control, ReducedFunctional
+    a = AdjFloat(2.0)
+    print(ReducedFunctional(a * a, Control(a)).derivative())
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+work()
+"""
+    run = subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True)
+    assert run.stdout.split() == ["4.0", "4.0"]
 
 
 def test_in_the_first_thread_pyadjoints_functions_see_the_same(tape):
