@@ -5,6 +5,7 @@ from typing import Any
 
 import autograd.builtins
 import autograd.numpy as anp
+import numpy as np
 from autograd.builtins import SequenceBox
 from autograd.core import vspace
 from autograd.extend import defjvp_argnums, defvjp_argnums, primitive
@@ -85,7 +86,9 @@ def _call(at: Evaluation, *arrays: Any) -> tuple[Any, ...]:
 
 
 def _vjp(argnums: Any, ans: Any, args: Any, kwargs: Any) -> Callable[[Any], Any]:
-    at, *x = args
+    at = args[0]
+    # The caller may write to an array before the derivative is taken.
+    x = [a.copy() if type(a) is np.ndarray else a for a in args[1:]]
     ins = tuple([i for i in sorted(k - 1 for k in argnums) if i in at.function.active])
     outs = at.function.differentiable
 

@@ -152,6 +152,16 @@ def test_each_call_has_its_own_point():
     assert g(3.0) == 30.0
 
 
+def test_a_caller_may_write_to_an_array_before_the_derivative_is_taken():
+    x = array(np.array([1.0, 2.0]))
+    f = as_autograd(ReducedFunction(np.sin(x) * x, Control(x)))
+    point = np.array([0.3, 0.4])
+    pull_back, _ = autograd.make_vjp(f)(point)
+    expected = np.cos(point) * point + np.sin(point)
+    point[:] = 5.0
+    np.testing.assert_allclose(pull_back(np.ones(2)), expected)
+
+
 def test_calls_from_several_threads_do_not_disturb_each_other():
     f = mixed()
     loss = lambda v: f([v[:3], v[3]])[0]

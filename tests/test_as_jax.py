@@ -189,6 +189,14 @@ def test_control_flow():
     close(jax.grad(loop(f))(V), jax.jit(jax.grad(loop(native)))(V))
 
 
+def test_programs_that_run_as_python():
+    loop = lambda f: lambda v: jax.lax.scan(lambda c, t: (0.1 * f([t * c, v[3]])[1], jnp.sum(c)), v[:3], jnp.ones(2))[0]
+    with jax.disable_jit():
+        f = mixed()
+        close(jax.jacrev(loop(f))(V), jax.jacrev(loop(native))(V))
+        close(jax.vmap(loop(f))(jnp.stack([V, 2 * V])), jax.vmap(loop(native))(jnp.stack([V, 2 * V])))
+
+
 def test_without_rules_of_their_own_linearizations_are_derived_by_jax(monkeypatch, expected):
     from bridges import jax_primitives
 

@@ -483,6 +483,15 @@ def test_threads_transform_by_themselves():
 # Linear maps -----------------------------------------------------------------------------------------------------------
 
 
+@all_engines
+def test_maps_of_no_direction_at_all(engine):
+    f = function(engine, "sine")
+    none = np.zeros((0, 3))
+    assert linearize(f, X)[1].batched(none).shape == (0, 3)
+    assert vjp(f, X)[1].batched(none)[0].shape == (0, 3)
+    assert jacfwd(lambda x: linearize(f, x)[1].batched(none))(X).shape == (0, 3, 3)
+
+
 def test_linearize_runs_the_program_once():
     runs = []
 

@@ -24,6 +24,8 @@ from pyadjoint_utils.variable import accumulated
 def tangents(program: Traced, directions: Seeds) -> list[ndarray]:
     """Return the tangents of the live outputs for directions of the active inputs."""
     plan, size = program.plan, directions.size
+    if size == 0:
+        return _none_of(program.outs)
 
     def plain() -> list[ndarray]:
         given = dict(zip(plan.controls, directions.bare, strict=True))
@@ -39,6 +41,8 @@ def tangents(program: Traced, directions: Seeds) -> list[ndarray]:
 def adjoints(program: Traced, cotangents: Seeds) -> list[ndarray]:
     """Return the cotangents of the active inputs for cotangents of the live outputs."""
     plan, size = program.plan, cotangents.size
+    if size == 0:
+        return _none_of(program.ins)
 
     def plain() -> list[ndarray]:
         given: dict[Any, Any] = {}
@@ -51,6 +55,11 @@ def adjoints(program: Traced, cotangents: Seeds) -> list[ndarray]:
         return RecordedSweep(plan, size).adjoints(cotangents.recordable(), program.ins)
 
     return swept(program, cotangents.taped, plain, recorded)
+
+
+def _none_of(likes: Sequence[ndarray]) -> list[ndarray]:
+    """The results for no direction at all."""
+    return [result_like(like, None, 0) for like in likes]
 
 
 def second_adjoints(program: Traced, directions: Seeds, cotangents: Seeds) -> list[ndarray]:
