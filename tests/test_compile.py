@@ -478,6 +478,26 @@ def test_what_a_derivative_needs_is_kept_of_the_evaluation(e, factor):
     assert verify(fast, array(Q * factor)).passed
 
 
+def test_the_last_program_gives_value_and_gradient_at_once(e):
+    square = e.overload(lambda x: x * x)
+    x = array(e.own(A))
+    fast = ReducedFunctional(square(square(overload(np_sin, "autograd")(square(x)))).sum(), Control(x)).compile()
+
+    def gradient(p):
+        return 8 * p * np.sin(p * p) ** 3 * np.cos(p * p)
+
+    for p in (P, Q):
+        value, found = fast.value_and_derivative(p)
+        close(value, np.sum(np.sin(p * p) ** 4))
+        close(found, gradient(p))
+    last = fast._function._current().policy.at(1).steps[-1]
+    assert last.compiled.built == 1
+    fast(P)
+    close(fast.derivative(3.0), 3.0 * gradient(P))
+    close(fast.derivative(), gradient(P))
+    close(fast.derivative(), gradient(P))
+
+
 @pytest.mark.parametrize("engine", [None, "autograd"])
 def test_a_gradient_that_fails_leaves_evaluations_alone(e, engine):
     jax = pytest.importorskip("jax")

@@ -81,10 +81,7 @@ class CompiledFunction(ReducedFunction):
         if self._expected is not None:
             if self._standing is not None:
                 self._standing.let_go()
-            if standing.policy.at(1).at_once:
-                standing.linearize(self._expected)
-            else:
-                standing.keep()
+            standing.linearize(self._expected)
         outputs = self._wrapped(standing)
         self._point, self._updates, self._standing, self._given = point, updates, standing, tuple(given)
         self.eval_cb_post(outputs, self._controls.delist(given))

@@ -1,7 +1,7 @@
 """A program of segments, evaluated in parts."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyadjoint_utils.compiling.lone_step import LoneStep
@@ -50,11 +50,6 @@ class MergedProgram(Program):
         return len(self.steps) == 1
 
     @property
-    def at_once(self) -> bool:
-        """Whether a gradient that will be asked for is computed with the value, and not from what an engine keeps."""
-        return self.whole and self.steps[0].gives_gradient_at_once
-
-    @property
     def segments(self) -> list[Segment]:
         """The steps that several Blocks were merged into."""
         return [step for step in self.steps if isinstance(step, Segment)]
@@ -75,9 +70,9 @@ class MergedProgram(Program):
         """Compute everything that a step takes; keep in ``pull_backs`` what a derivative needs of it."""
         self._compute(self.feeding, environment, pull_backs)
 
-    def finish(self, environment: list[Any], pull_backs: PullBacks | None = None) -> None:
-        """Compute the rest, likewise."""
-        self._compute(self.ending, environment, pull_backs)
+    def finish(self, environment: list[Any]) -> None:
+        """Compute the rest."""
+        self.run(self.ending, environment)
 
     def _compute(self, steps: Sequence[Step], environment: list[Any], pull_backs: PullBacks | None) -> None:
         if pull_backs is None:
@@ -92,18 +87,27 @@ class MergedProgram(Program):
             for slot, value in zip(step.outputs, outputs, strict=True):
                 environment[slot] = value
 
-    def finish_with_adjoints(self, environment: list[Any], seeds: Sequence[Any]) -> list[Any]:
-        """Compute the rest, and return one cotangent per control."""
-        if self._lone is not None:
-            return self._lone.value_and_adjoints(environment, seeds)
-        adjoints = self.seeded(seeds)
+    def linearize(self, environment: list[Any], seeds: Sequence[Any], pull_backs: PullBacks) -> Callable[[], list[Any]]:
+        """Compute the rest, pull seeds back through it where that costs least together, and keep what others need.
+
+        Returns:
+            What returns one cotangent per control, with what is left to do.
+        """
+        if self._lone is not None and self.steps[0].gives_gradient_at_once:
+            found = self._lone.value_and_adjoints(environment, seeds)
+            return lambda: found
+        adjoints, left = self.seeded(seeds), list(self.feeding)
         for step in self.ending:
+            if not step.gives_gradient_at_once:
+                self._compute([step], environment, pull_backs)
+                left.append(step)
+                continue
             given = self.passed(adjoints, step) or [None] * len(step.outputs)
             values, cotangents = step.value_and_vjp([environment[k] for k in step.inputs], given)
             accumulate(adjoints, step.inputs, cotangents)
             for slot, value in zip(step.outputs, values, strict=True):
                 environment[slot] = value
-        return self.pulled(self.feeding, environment, adjoints)
+        return lambda: self.pulled(left, environment, adjoints, pull_backs)
 
     def hessian_action(
         self,

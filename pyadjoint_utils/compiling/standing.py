@@ -1,5 +1,6 @@
 """Where a compiled function stands: its programs at a point, with what is known there."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,12 +18,11 @@ class PlacedProgram:
     Args:
         program: the program.
         point: one value for each of its sources.
-        keeping: whether what a first derivative needs is kept of the evaluation, where engines can do that.
     """
 
-    def __init__(self, program: MergedProgram, point: Sequence[Any], *, keeping: bool = False) -> None:
+    def __init__(self, program: MergedProgram, point: Sequence[Any]) -> None:
         self.program = program
-        self.pull_backs: PullBacks | None = {} if keeping else None
+        self.pull_backs: PullBacks | None = None  # what engines keep of the evaluation for a first derivative
         self._environment = program.placed(point)
         self._entered = self._complete = False
 
@@ -37,17 +37,18 @@ class PlacedProgram:
         """Return the outputs."""
         environment = self.inputs()
         if not self._complete:
-            self.program.finish(environment, self.pull_backs)
+            self.program.finish(environment)
             self._complete = True
         outputs = [environment[slot] for slot in self.program.outputs]
         # What the caller does to them changes nothing that is kept.
         return [_copy(value) for value in outputs] if self.pull_backs else outputs
 
-    def outputs_and_adjoints(self, seeds: list[Any]) -> list[Any]:
-        """Return ``J^H seeds``; the outputs are known afterwards too."""
-        adjoints = self.program.finish_with_adjoints(self.inputs(), seeds)
+    def linearize(self, seeds: list[Any]) -> Callable[[], list[Any]]:
+        """Compute the outputs, and return what returns ``J^H seeds`` with the least that is left to do."""
+        kept = self.pull_backs = {}
+        back = self.program.linearize(self.inputs(), seeds, kept)
         self._complete = True
-        return adjoints
+        return back
 
 
 class Standing:
@@ -62,15 +63,11 @@ class Standing:
         self.policy, self._point = policy, point
         self._placed: dict[MergedProgram, PlacedProgram] = {}
         self._outputs: list[Any] | None = None
-        self._adjoints: tuple[list[Any], list[Any]] | None = None  # of these seeds
-        self._keeping = False
-
-    def keep(self) -> None:
-        """Keep what a derivative needs of the evaluation that follows."""
-        self._keeping = True
+        self._back: tuple[list[Any], Callable[[], list[Any]]] | None = None  # seeds, and what returns their adjoint
 
     def let_go(self) -> None:
-        """Keep it no longer; a derivative computes it again."""
+        """Keep nothing for a derivative any longer, which computes it again."""
+        self._back = None
         for placed in self._placed.values():
             placed.pull_backs = None
 
@@ -79,9 +76,7 @@ class Standing:
         program = self.policy.at(order)
         placed = self._placed.get(program)
         if placed is None:
-            # Second derivatives take nothing of what is kept.
-            keeping = self._keeping and order < 2
-            placed = self._placed[program] = PlacedProgram(program, self._point, keeping=keeping)
+            placed = self._placed[program] = PlacedProgram(program, self._point)
         try:
             return compute(placed)
         except OverBudget:
@@ -95,16 +90,17 @@ class Standing:
         return self._outputs
 
     def linearize(self, seeds: list[Any]) -> None:
-        """Compute the outputs and ``J^H seeds`` together."""
-        adjoints, self._outputs = self._of(1, lambda p: (p.outputs_and_adjoints(seeds), p.outputs()))
-        self._adjoints = seeds, adjoints
+        """Compute the outputs, and with them, or keep, what ``J^H seeds`` needs of that."""
+        back, self._outputs = self._of(1, lambda p: (p.linearize(seeds), p.outputs()))
+        self._back = seeds, back
 
     def adjoints(self, seeds: list[Any]) -> list[Any]:
         """Return ``J^H seeds``."""
-        known = self._adjoints
-        if known is not None and all(map(_same, known[0], seeds)):
-            self._adjoints = None  # the user may write into a gradient: another call returns one of its own
-            return known[1]
+        if self._back is not None and all(map(_same, self._back[0], seeds)):
+            # Once: what is kept is gone then, and the user may write into a gradient.
+            (_, back), self._back = self._back, None
+            with contextlib.suppress(OverBudget):
+                return back()
         return self._of(1, lambda p: p.program.adjoints(p.inputs(), seeds, p.pull_backs))
 
     def tangents(self, directions: Sequence[Any]) -> list[Any]:
