@@ -5,6 +5,7 @@ import math
 import engines
 import numpy as np
 import pytest
+from scipy import special
 
 from pyadjoint_utils import Control, ReducedFunction, array, get_engine
 
@@ -63,6 +64,19 @@ def test_sinc_around_zero(name):
     ones = np.ones(len(points))
     np.testing.assert_allclose(rf.jac_action(ones).numpy(), np.pi * slope, rtol=1e-13)
     np.testing.assert_allclose(rf.hess_action(ones, ones).numpy(), np.pi**2 * bend, rtol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["jax", "torch"])
+def test_bessel_function_of_order_zero(name):
+    """At 0, and on both sides of where the series ends: I0' = I1, I0'' = I0 - I1 / x."""
+    points = np.array([0.0, 1e-6, -3.0, 7.99, -8.01, 30.0])
+    x = value(name, points + 1.0)
+    rf = ReducedFunction(np.i0(x), Control(x))
+    np.testing.assert_allclose(rf(points).numpy(), special.iv(0, points), rtol=1e-13)
+    ones, slope = np.ones(len(points)), special.iv(1, points)
+    bend = special.iv(0, points) - np.where(points, slope / np.where(points, points, 1.0), 0.5)
+    np.testing.assert_allclose(rf.jac_action(ones).numpy(), slope, rtol=1e-13, atol=1e-300)
+    np.testing.assert_allclose(rf.hess_action(ones, ones).numpy(), bend, rtol=1e-13)
 
 
 @pytest.mark.parametrize("name", engines.NAMES)
