@@ -233,6 +233,9 @@ class JaxEngine(Engine):
     ) -> tuple[Arrays, Arrays]:
         return loop(body, carry, constants, rows, length, remake=remake)
 
+    def picked(self, array: Any, places: Arrays) -> Any:
+        return array.at[places].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
     def build(self, f: Map, x: Arrays, c: Arrays, avals: Sequence[Aval], work: Work) -> Map:
         with jax.enable_x64(_is_wide(avals)):
             return build(f, x, c, work)

@@ -291,6 +291,10 @@ class Engine:
             collected.append(y)
         return carry, tuple([stack(list(y)) for y in zip(*collected, strict=True)])
 
+    def picked(self, array: Any, places: Arrays) -> Any:
+        """Return ``array[places]`` for arrays of numbers of the first axes, none negative and all inside of the axis."""
+        return self._row_functions()[0](array, places)
+
     def _row_functions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         getitem, stack = self.function("getitem"), self.function("stack")
         if getitem is None or stack is None:

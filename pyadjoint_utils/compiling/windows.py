@@ -71,7 +71,7 @@ class Picks(NamedTuple):
         """Return the parts of an array along a leading axis, where each turn reads at these places of the axes."""
         for k, axis in enumerate(self.axes):
             array = values.moved(array, axis, k) if axis != k else array
-        return values.part(array, tuple(places))
+        return values.engine.picked(array, tuple(places))
 
 
 class Reading(NamedTuple):
