@@ -1,16 +1,18 @@
 """What a tape costs inside an engine, above calling the reduced function itself and above a wrapper that does nothing."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import Timing, timed
+from benchmarks.timing import Timing, in_turns
 from pyadjoint_utils import Control, MissingEngineError, ReducedFunctional, Tape, array, overload, set_working_tape
 
 LENGTH = 10
-TURNS, REPEATS = 3, 400  # short runs, which others on the machine disturb less often
+REPEATS, SECONDS = 2500, 5.0
 ROWS = ("value", "gradient", "Hessian action")
+Runs = list[Callable[[], Any]]  # one per row
 
 
 def tape(engine: str) -> ReducedFunctional:
@@ -36,18 +38,14 @@ def _loss(engine: str) -> Callable[[Any], Any]:
     return overload(lambda x: jnp.sum(jnp.sin(x) * x), engine)
 
 
-def direct(rf: ReducedFunctional) -> list[Timing]:
-    """Time the reduced functional: value; value and gradient; value and Hessian action."""
+def direct(rf: ReducedFunctional) -> Runs:
+    """The reduced functional: value; value and gradient; value and Hessian action."""
     x, direction = array(np.linspace(0.2, 1.0, LENGTH)), array(np.ones(LENGTH))
-    return [
-        _timed(lambda: rf(x)),
-        _timed(lambda: (rf(x), rf.derivative())),
-        _timed(lambda: (rf(x), rf.hessian(direction))),
-    ]
+    return [lambda: rf(x), lambda: (rf(x), rf.derivative()), lambda: (rf(x), rf.hessian(direction))]
 
 
-def in_jax(rf: ReducedFunctional, *, jit: bool) -> list[Timing]:
-    """Time the same inside of JAX."""
+def in_jax(rf: ReducedFunctional, *, jit: bool) -> Runs:
+    """The same inside of JAX."""
     import jax
 
     from pyadjoint_utils import as_jax
@@ -55,11 +53,18 @@ def in_jax(rf: ReducedFunctional, *, jit: bool) -> list[Timing]:
     return _jax(as_jax(rf), jax.jit if jit else lambda f: f)
 
 
-def jax_floor(*, jit: bool) -> list[Timing]:
-    """Time a function of JAX that does nothing: a callback, in the way that JAX documents, or eagerly bare primitives."""
+def jax_floor(*, jit: bool) -> Runs:
+    """A function of JAX that does nothing: a callback, in the way that JAX documents, or eagerly bare primitives."""
     import jax
 
     return _jax(_callbacks(jax) if jit else _primitives(jax), jax.jit if jit else lambda f: f)
+
+
+def jax_alone() -> Runs:
+    """The same program as JAX's own, without a tape, eagerly."""
+    import jax.numpy as jnp
+
+    return _jax(lambda x: jnp.sum(jnp.sin(x) * x), lambda f: f)
 
 
 def _callbacks(jax: Any) -> Callable[[Any], Any]:
@@ -80,32 +85,38 @@ def _callbacks(jax: Any) -> Callable[[Any], Any]:
 
 
 def _primitives(jax: Any) -> Callable[[Any], Any]:
-    """A value, its tangent, its adjoint and the adjoint's tangent, which return constants and have the leanest rules."""
+    """A number that brings its gradient along; both are constants, and their rules are the leanest there are."""
     from jax._src.interpreters.ad import primitive_linearizations
     from jax.extend.core import Primitive
     from jax.interpreters import ad
 
-    def primitive(name: str, result: np.ndarray) -> Any:
+    def primitive(name: str, *results: np.ndarray) -> Any:
         p = Primitive(name)
-        constant, aval = jax.numpy.asarray(result), jax.core.ShapedArray(result.shape, result.dtype)
-        p.def_impl(lambda *_: constant)
-        p.def_abstract_eval(lambda *_: aval)
+        constants = [jax.numpy.asarray(y) for y in results]
+        p.multiple_results = True
+        p.def_impl(lambda *_: constants)
+        p.def_abstract_eval(lambda *_: [jax.typeof(y) for y in constants])
         return p
 
+    one, ones = np.ones(()), np.ones(LENGTH)
     with jax.enable_x64(True):
-        value, tangent = primitive("value", np.ones(())), primitive("tangent", np.ones(()))
-        adjoint, second = primitive("adjoint", np.ones(LENGTH)), primitive("second", np.ones(LENGTH))
-    for p, derivative in ((value, tangent), (adjoint, second)):
-        ad.primitive_jvps[p] = lambda x, dx, p=p, d=derivative: (
-            p.bind(*x),
-            d.bind(*x, *map(ad.instantiate_zeros, dx)),
-        )
-    primitive_linearizations[value] = lambda _, __, x: (value.bind(x), True, x, lambda x, dx: tangent.bind(x, dx))
-    ad.primitive_transposes[tangent] = lambda yb, x, dx: [None, adjoint.bind(x, yb)]
-    return value.bind
+        value, tangent, both = primitive("value", one), primitive("tangent", one), primitive("both", one, ones)
+        dual = primitive("dual", one, ones, one, ones)
+
+    def linearized(_: bool, __: Any, x: Any) -> Any:
+        y, gradient = both.bind(x)
+        return [y], [True], gradient, lambda gradient, dx: tangent.bind(gradient, dx)
+
+    def pushed(x: Any, dx: Any) -> Any:
+        results = dual.bind(*x, *dx)
+        return results[:2], results[2:]
+
+    primitive_linearizations[value], ad.primitive_jvps[both] = linearized, pushed
+    ad.primitive_transposes[tangent] = lambda yb, gradient, dx: [None, gradient]
+    return lambda x: value.bind(x)[0]
 
 
-def _jax(f: Callable[[Any], Any], prepared: Callable[..., Any]) -> list[Timing]:
+def _jax(f: Callable[[Any], Any], prepared: Callable[..., Any]) -> Runs:
     import jax
     import jax.numpy as jnp
 
@@ -113,15 +124,16 @@ def _jax(f: Callable[[Any], Any], prepared: Callable[..., Any]) -> list[Timing]:
     hessian = prepared(lambda x, v: jax.jvp(jax.value_and_grad(f), (x,), (v,)))
     with jax.enable_x64(True):
         x, v = jnp.linspace(0.2, 1.0, LENGTH), jnp.ones(LENGTH)
-        return [
-            _timed(lambda: jax.block_until_ready(value(x))),
-            _timed(lambda: jax.block_until_ready(gradient(x))),
-            _timed(lambda: jax.block_until_ready(hessian(x, v))),
-        ]
+
+    def run(g: Callable[..., Any], *arguments: Any) -> None:
+        with jax.enable_x64(True):
+            jax.block_until_ready(g(*arguments))
+
+    return [lambda: run(value, x), lambda: run(gradient, x), lambda: run(hessian, x, v)]
 
 
-def in_autograd(rf: ReducedFunctional) -> list[Timing]:
-    """Time the same inside of autograd."""
+def in_autograd(rf: ReducedFunctional) -> Runs:
+    """The same inside of autograd."""
     import autograd
 
     from pyadjoint_utils import as_autograd
@@ -129,18 +141,32 @@ def in_autograd(rf: ReducedFunctional) -> list[Timing]:
     f = as_autograd(rf)
     x, v = np.linspace(0.2, 1.0, LENGTH), np.ones(LENGTH)
     gradient, hessian = autograd.value_and_grad(f), autograd.make_hvp(f)
-    return [_timed(lambda: f(x)), _timed(lambda: gradient(x)), _timed(lambda: hessian(x)[0](v))]
+    return [lambda: f(x), lambda: gradient(x), lambda: hessian(x)[0](v)]
 
 
-def in_torch(rf: ReducedFunctional) -> list[Timing]:
-    """Time the same inside of PyTorch, the Hessian action by double backward."""
+def autograd_floor() -> Runs:
+    """Primitives of autograd that return constants."""
+    import autograd
+    from autograd.extend import defvjp, primitive
+
+    one, ones = np.ones(()), np.ones(LENGTH)
+    value, adjoint, second = primitive(lambda x: one), primitive(lambda yb, x: ones), primitive(lambda *_: ones)
+    defvjp(value, lambda y, x: lambda yb: adjoint(yb, x))
+    defvjp(adjoint, lambda y, yb, x: lambda v: one, lambda y, yb, x: lambda v: second(v, yb, x))
+    x, v = np.linspace(0.2, 1.0, LENGTH), np.ones(LENGTH)
+    gradient, hessian = autograd.value_and_grad(value), autograd.make_hvp(value)
+    return [lambda: value(x), lambda: gradient(x), lambda: hessian(x)[0](v)]
+
+
+def in_torch(rf: ReducedFunctional) -> Runs:
+    """The same inside of PyTorch, the Hessian action by double backward."""
     from pyadjoint_utils import as_torch
 
     return _torch(as_torch(rf))
 
 
-def torch_floor() -> list[Timing]:
-    """Time nested autograd Functions of PyTorch that return constants."""
+def torch_floor() -> Runs:
+    """Nested autograd Functions of PyTorch that return constants."""
     import torch
 
     one, ones = torch.ones((), dtype=torch.float64), torch.ones(LENGTH, dtype=torch.float64)
@@ -159,7 +185,7 @@ def torch_floor() -> list[Timing]:
     return _torch(Nothing.apply)
 
 
-def _torch(f: Callable[[Any], Any]) -> list[Timing]:
+def _torch(f: Callable[[Any], Any]) -> Runs:
     import torch
 
     x = torch.linspace(0.2, 1.0, LENGTH, dtype=torch.float64)
@@ -169,18 +195,18 @@ def _torch(f: Callable[[Any], Any]) -> list[Timing]:
         (gradient,) = torch.autograd.grad(f(leaf), leaf, create_graph=True)
         return torch.autograd.grad(gradient, leaf, v)
 
-    return [_timed(lambda: f(x)), _timed(lambda: torch.autograd.grad(f(leaf), leaf)), _timed(hessian)]
+    return [lambda: f(x), lambda: torch.autograd.grad(f(leaf), leaf), hessian]
 
 
-def in_tensorflow(rf: ReducedFunctional) -> list[Timing]:
-    """Time the same inside of TensorFlow, eagerly, the Hessian action by nested gradient tapes."""
+def in_tensorflow(rf: ReducedFunctional) -> Runs:
+    """The same inside of TensorFlow, eagerly, the Hessian action by nested gradient tapes."""
     from pyadjoint_utils import as_tensorflow
 
     return _tensorflow(as_tensorflow(rf))
 
 
-def tensorflow_floor() -> list[Timing]:
-    """Time nested custom gradients of TensorFlow that return constants."""
+def tensorflow_floor() -> Runs:
+    """Nested custom gradients of TensorFlow that return constants."""
     import tensorflow as tf
 
     one, ones = tf.ones((), tf.float64), tf.ones(LENGTH, tf.float64)
@@ -196,7 +222,7 @@ def tensorflow_floor() -> list[Timing]:
     return _tensorflow(value)
 
 
-def _tensorflow(f: Callable[[Any], Any]) -> list[Timing]:
+def _tensorflow(f: Callable[[Any], Any]) -> Runs:
     import tensorflow as tf
 
     x, v = tf.linspace(tf.constant(0.2, tf.float64), 1.0, LENGTH), tf.ones(LENGTH, tf.float64)
@@ -213,66 +239,56 @@ def _tensorflow(f: Callable[[Any], Any]) -> list[Timing]:
             inner = gradient()
         return tape.gradient(inner, x, output_gradients=v)
 
-    return [_timed(lambda: f(x)), _timed(gradient), _timed(hessian)]
+    return [lambda: f(x), gradient, hessian]
 
 
-def _timed(run: Callable[[], Any]) -> Timing:
-    def several() -> None:
-        for _ in range(TURNS):
-            run()
+CALLERS: dict[str, tuple[Callable[[ReducedFunctional], Runs], Callable[[], Runs]]] = {
+    "JAX, jit": (lambda rf: in_jax(rf, jit=True), lambda: jax_floor(jit=True)),
+    "JAX, eagerly": (lambda rf: in_jax(rf, jit=False), lambda: jax_floor(jit=False)),
+    "PyTorch": (in_torch, torch_floor),
+    "TensorFlow": (in_tensorflow, tensorflow_floor),
+    "autograd": (in_autograd, autograd_floor),
+}
+TAPES = {"autograd": "autograd", "torch": "PyTorch", "jax": "JAX", "mixed": "NumPy, then JAX"}
 
-    several()
-    return timed(several, TURNS, REPEATS)
 
-
-def _print(title: str, timings: list[Timing], base: list[Timing] | None, floor: list[Timing] | None) -> None:
-    nothing = [0.0] * len(timings) if floor is None else [t.minimum for t in floor]
-    cells = []
-    for t, below, wrapper in zip(timings, base or timings, nothing, strict=True):
-        above = "" if base is None else f"{t.minimum - below.minimum:8.0f} {t.minimum / (below.minimum + wrapper):6.2f}"
-        cells.append(f"{t}{above:<18}")
-    print(f"{title:<34}" + "".join(cells))
+def measured(engine: str, caller: str) -> list[list[Timing]]:
+    """Time the reduced functional, the wrapper of nothing and the tape inside, in turns; one list per row."""
+    inside, nothing = CALLERS[caller]
+    rows = zip(direct(tape(engine)), nothing(), inside(tape(engine)), strict=True)
+    return [in_turns(*runs, repeats=REPEATS, seconds=SECONDS) for runs in rows]
 
 
 def main() -> None:
     """Print the table of all installed engines."""
     print(
-        "a tape inside an engine, microseconds per call: minimum, median, minimum above the reduced functional, and\n"
-        "minimum divided by that of the reduced functional and of the engine's wrapper of nothing together\n"
+        "a tape inside an engine, microseconds per call: the engine's wrapper of nothing, the reduced functional itself,\n"
+        "the tape inside (minimum and median), the minimum above the reduced functional, and the minimum divided by those\n"
+        "of the reduced functional and the wrapper together\n"
     )
-    print(f"{'':<34}" + "".join(f"{row:<35}" for row in ROWS))
-    floors = {
-        "JAX, jit": _report("JAX, nothing, pure_callback in jit", lambda: (jax_floor(jit=True), None)),
-        "JAX, eager": _report("JAX, nothing, eager", lambda: (jax_floor(jit=False), None)),
-        "PyTorch": _report("PyTorch, nothing", lambda: (torch_floor(), None)),
-        "TensorFlow": _report("TensorFlow, nothing", lambda: (tensorflow_floor(), None)),
-        "autograd": None,
-    }
-    calls = {
-        "JAX, jit": lambda rf: in_jax(rf, jit=True),
-        "JAX, eager": lambda rf: in_jax(rf, jit=False),
-        "PyTorch": in_torch,
-        "TensorFlow": in_tensorflow,
-        "autograd": in_autograd,
-    }
-    for engine in ("autograd", "torch", "jax", "mixed"):
-        _report(f"{engine}, reduced functional", lambda engine=engine: (direct(tape(engine)), None))
-        for title, call in calls.items():
-            _report(f"{engine}, in {title}", lambda e=engine, call=call: _both(tape(e), call), floors[title])
+    columns = "nothing  itself  inside  median   above  ratio"
+    print(f"{'tape':<16} {'called from':<14}" + "".join(f" | {row:<{len(columns)}}" for row in ROWS))
+    print(f"{'':<31}" + f" | {columns}" * len(ROWS))
+    for engine, name in TAPES.items():
+        for caller in CALLERS:
+            try:
+                rows = measured(engine, caller)
+            except (ImportError, MissingEngineError) as error:
+                print(f"{name:<16} {caller:<14} | skipped: {error}")
+                continue
+            print(f"{name:<16} {caller:<14}" + "".join(f" | {_cells(*row)}" for row in rows), flush=True)
+
+    with contextlib.suppress(ImportError):
+        timings = [in_turns(run, repeats=REPEATS, seconds=SECONDS)[0] for run in jax_alone()]
+        print("\nwritten in JAX, without a tape, eagerly: " + ", ".join(t.cell() for t in timings))
 
 
-def _both(rf: ReducedFunctional, call: Callable[[ReducedFunctional], list[Timing]]) -> Any:
-    return call(rf), direct(rf)
-
-
-def _report(title: str, measure: Callable[[], Any], floor: list[Timing] | None = None) -> list[Timing] | None:
-    try:
-        timings, base = measure()
-    except (ImportError, MissingEngineError) as error:
-        print(f"{title:<34}skipped: {error}")
-        return None
-    _print(title, timings, base, floor)
-    return timings
+def _cells(itself: Timing, nothing: Timing, inside: Timing) -> str:
+    above, both = inside.minimum - itself.minimum, itself.minimum + nothing.minimum
+    return (
+        f"{nothing.minimum:7.0f} {itself.minimum:7.0f} {inside.minimum:7.0f} {inside.median:7.0f} {above:7.0f} "
+        f"{inside.minimum / both:6.2f}"
+    )
 
 
 if __name__ == "__main__":
