@@ -1,5 +1,6 @@
 """Numbers of a tape inside JAX, which eagerly bring their gradient with them, against the same program written in JAX."""
 
+import concurrent.futures
 import functools
 
 import numpy as np
@@ -181,6 +182,20 @@ def test_value_and_gradient_are_one_run():
         runs.clear()
         run(V[:3])
         assert len(runs) == 1
+
+
+def test_threads_do_not_disturb_each_other():
+    x = array(np.ones(4))
+    f = as_jax(ReducedFunction(NUMBERS["NumPy, then JAX"](x), Control(x)))
+    points = [V + 0.01 * k for k in range(24)]
+    wanted = jax.vmap(jax.grad(lambda v: NATIVE(v) ** 2))(jnp.stack(points))
+
+    def gradient(v):
+        with jax.enable_x64(True):
+            return jax.grad(lambda v: f(v) ** 2)(jnp.asarray(v))
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        close(jnp.stack(list(pool.map(gradient, points))), wanted)
 
 
 def test_a_number_without_a_gradient_is_a_number_until_somebody_asks():
