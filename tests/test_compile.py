@@ -414,6 +414,18 @@ def test_a_budget_that_runs_out_on_the_way(cube):
     close(fast.derivative(), 3 * Q**2 * B)
 
 
+def test_a_budget_that_another_function_has_used_up(cube):
+    slow, _, _ = cube
+    fast, other = slow.compile(), slow.compile()
+    fast(P)
+    other(P)
+    other._function._budget.limit = 0.0
+    for derivative in (fast.derivative, lambda: fast.hessian(Q)):
+        derivative()
+        assert fast._function._current().policy.at(2).whole
+        assert fast._function._current().policy.at(1).whole
+
+
 def test_a_long_run_is_cut_into_equal_pieces(e, monkeypatch):
     """Where the estimate says so; and the pieces are one program."""
     f, g = e.overload(lambda x: e.sin(x)), e.overload(lambda x: e.exp(-x * x))

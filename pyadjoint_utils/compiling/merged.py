@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 from pyadjoint_utils.compiling.lone_step import LoneStep
@@ -49,7 +50,7 @@ class MergedProgram(Program):
         """Whether one program computes everything."""
         return len(self.steps) == 1
 
-    @property
+    @cached_property
     def segments(self) -> list[Segment]:
         """The steps that several Blocks were merged into."""
         return [step for step in self.steps if isinstance(step, Segment)]

@@ -71,6 +71,13 @@ class Policy:
             self._chosen[order] = self.at(1) if order == 0 else self._fitting(order)
         return self._chosen[order]
 
+    def to_run(self, order: int) -> MergedProgram:
+        """Return the same program, to be compiled on this budget, whoever else has a part of it."""
+        program = self.at(order)
+        for segment in program.segments:
+            segment.compiled.budget = self.budget
+        return program
+
     def give_up(self, order: int) -> None:
         """Evaluate Block by Block what would have to be compiled now."""
         _log.info("The budget of %g s for compiling is used up: derivatives of order %d run Block by Block.",
@@ -93,8 +100,6 @@ class Policy:
                 break
         else:
             merged, seconds = self._limited(_BLOCK_BY_BLOCK), 0.0
-        for segment in merged.segments:
-            segment.compiled.budget = self.budget
         kept = self.kept_by_loops(merged)
         _log.info("Derivatives of order %d: %s.%s About %.2g s to compile, %g s allowed.",
                   order, merged.summary(), f" Loops keep: {kept}." if kept else "", seconds, allowed)  # fmt: skip

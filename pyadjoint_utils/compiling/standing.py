@@ -73,7 +73,7 @@ class Standing:
 
     def _of(self, order: int, compute: Callable[[PlacedProgram], Any]) -> Any:
         """Compute with the program for an order, Block by Block if it cannot be compiled in time."""
-        program = self.policy.at(order)
+        program = self.policy.to_run(order)
         placed = self._placed.get(program)
         if placed is None:
             placed = self._placed[program] = PlacedProgram(program, self._point)
