@@ -595,11 +595,7 @@ class ReducedFunction(AbstractReducedFunctional):
         if len(given) != len(likes):
             raise ArgumentValueError(
                 f"{what} must have one entry for each of the {len(likes)} {_OF[what]}; got {len(given)}. "
-                + (
-                    "Give the value itself; numbers in a list are an array only inside of numpy.array([...])."
-                    if len(likes) == 1
-                    else f"Give a list of {len(likes)}."
-                )
+                + _remedy(what, len(likes))
             )
         return [
             None if optional and value is None else checked_value(getattr(like, "control", like), value, f"{what}[{k}]")
@@ -636,6 +632,18 @@ _OF = {
     "seeds": "outputs",
     "hessian_input": "outputs",
 }
+
+
+def _remedy(what: str, count: int) -> str:
+    """What to write where values are too few or too many."""
+    if count == 0:
+        return (
+            f"This function has no {what}: leave that argument out. The values of all controls are one argument, a list "
+            "where there are several: rf([x, y])."
+        )
+    if count == 1:
+        return "Give the value itself; numbers in a list are an array only inside of numpy.array([...])."
+    return f"Give one list of {count}" + (": rf([x, y]), not rf(x, y)." if what == "controls" else ".")
 
 
 def _current(value: Any, bv: Any) -> Any:

@@ -79,6 +79,26 @@ BAD = {
         ArgumentValueError,
         r"controls must have one entry for each of the 2 controls; got 1",
     ),
+    "controls one by one": (
+        lambda c: c.rf(toy(P), 2.0),
+        ArgumentValueError,
+        r"2 controls; got 1. Give one list of 2: rf\(\[x, y\]\), not rf\(x, y\)\.",
+    ),
+    "controls one by one, to the derivative": (
+        lambda c: c.rf.value_and_derivative(toy(P), 2.0),
+        ArgumentValueError,
+        r"Give one list of 2: rf\(\[x, y\]\)",
+    ),
+    "controls one by one, to a compiled function": (
+        lambda c: c.rf.compile()(toy(P), 2.0),
+        ArgumentValueError,
+        r"Give one list of 2: rf\(\[x, y\]\)",
+    ),
+    "a second argument where there are no inputs": (
+        lambda c: c.vector(toy(P), toy(P)),
+        ArgumentValueError,
+        r"0 inputs; got 1. This function has no inputs: leave that argument out.*rf\(\[x, y\]\)",
+    ),
     "too many controls": (lambda c: c.vector([toy(P), toy(P)]), ArgumentValueError, r"1 controls; got 2"),
     "shape of a control": (
         lambda c: c.rf([toy(np.ones(3)), 1.0]),
