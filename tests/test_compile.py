@@ -631,10 +631,39 @@ def test_a_function_runs_once_for_value_and_gradient(engine, around):
     close(fast.derivative(-2.0), -2.0 * gradient(P))
 
 
+@pytest.mark.parametrize("engine", ["torch", "autograd"])
+def test_one_map_gives_value_and_adjoint_in_one_run(engine):
+    e, runs = engines.namespace(engine), []
+
+    def f(x, c):
+        runs.append(1)
+        return e.sin(x[0]) * c[0], x[0] * x[1], 2.0 * x[1]
+
+    both = e.engine.compile(e.engine.value_and_vjp_of(f, 2, (0, 2)), ())
+    x, c, yb = (e.own(A), e.own(B)), (e.own(P),), (e.own(Q), e.own(P))
+    found = both((*x, *yb), c)
+    assert len(runs) == 1
+    expected = (np.sin(A) * P, A * B, 2.0 * B, np.cos(A) * P * Q, 2.0 * P)
+    for a, b in zip(found, expected, strict=True):
+        close(e.engine.to_numpy(a), b)
+
+
+@pytest.mark.parametrize("engine", ["torch", "autograd"])
+def test_writing_to_the_value_changes_no_gradient_that_follows(engine):
+    e = engines.namespace(engine)
+    exp = e.overload(lambda x: e.exp(e.sum(x * x)))  # its derivative is made of its value
+    x = array(e.own(A))
+    fast = ReducedFunctional(exp(x * 1.0), Control(x)).compile(engines=[engine])
+    fast.derivative()
+    value = fast(P).value
+    value[...] = 0.0
+    close(fast.derivative(), 2.0 * P * np.exp(np.sum(P * P)))
+
+
 def test_torch_keeps_one_graph_and_lets_it_go(e):
     torch = pytest.importorskip("torch")
     t = engines.namespace("torch")
-    alive = weakref.WeakSet()
+    alive, before = weakref.WeakSet(), []
 
     class Kept:
         def __init__(self, tensor):
@@ -642,6 +671,7 @@ def test_torch_keeps_one_graph_and_lets_it_go(e):
             alive.add(self)
 
     def step(x):
+        before.append(len(alive))
         with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
             return torch.sin(x) * x
 
@@ -655,8 +685,10 @@ def test_torch_keeps_one_graph_and_lets_it_go(e):
         assert not alive
         fast(P)
         kept = len(alive)
-        fast(Q)
-        fast(P)
+        for m in (Q, P):
+            del before[:]
+            fast(m)
+            assert before[0] == 0  # it was let go before anything else was computed
         assert len(alive) == kept > 0
         fast.derivative()
         assert not alive
