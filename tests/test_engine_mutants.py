@@ -4,13 +4,14 @@ import engines
 import numpy as np
 import pytest
 
-from pyadjoint_utils import get_engine
+from pyadjoint_utils import Engine, get_engine
 from pyadjoint_utils.block import EngineBlock
 from pyadjoint_utils.reduced import ReducedFunction
 from pyadjoint_utils.testing import BY_NAME, CHECKS, record
 from pyadjoint_utils.variable import Variable
 
 pytestmark = pytest.mark.engine_property("mutants")
+DERIVED = ("hvp_of", "vjp_tangent_of", "value_and_vjp_of", "split_vjp_of")
 real_engines = pytest.mark.parametrize("engine", ["jax", "torch"])
 
 
@@ -20,10 +21,10 @@ def recorded(engine, scenario):
 
 
 def mutant(name, **methods):
-    """The named engine with some of its methods replaced."""
+    """The named engine with some of its methods replaced; what can be derived from them is derived."""
     engines.namespace(name)
     base = type(get_engine(name))
-    return type("Mutant", (base,), methods)()
+    return type("Mutant", (base,), {rule: getattr(Engine, rule) for rule in DERIVED} | methods)()
 
 
 def assert_caught(case, *checks):

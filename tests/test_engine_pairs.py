@@ -22,6 +22,7 @@ from pyadjoint_utils import (
     to_torch,
     verify,
 )
+from pyadjoint_utils.registry import FEW
 
 pytestmark = pytest.mark.engine_property("pairs")
 PAIRS = list(itertools.permutations(engines.NAMES, 2))
@@ -184,7 +185,7 @@ def held(holder, data):
     return asarray(get_engine(holder).enter(data))
 
 
-def aligned(n=64):
+def aligned(n=2 * FEW):
     """NumPy memory that every engine can use as it is."""
     raw = np.zeros(8 * n + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -199,12 +200,13 @@ CONVERSIONS = {"numpy": to_numpy, "jax": to_jax, "tensorflow": to_tensorflow, "t
 @pytest.mark.parametrize("target", HOLDERS)
 @pytest.mark.parametrize("source", HOLDERS)
 def test_exchange_shares_memory(source, target):
+    """That of more than a few numbers, which are copied where that takes less time."""
     if target != "numpy":
         engines.namespace(target)
     x = held(source, aligned())
     y = CONVERSIONS[target](x)
     assert y.engine == target
-    np.testing.assert_array_equal(y.numpy(), np.arange(64.0))
+    np.testing.assert_array_equal(y.numpy(), x.numpy())
     if (source, target) != ("numpy", "jax"):
         # JAX keeps what NumPy hands to it unchanged, so it has to copy what somebody could write to.
         assert address(y) == address(x)
