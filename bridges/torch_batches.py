@@ -16,8 +16,9 @@ def generic(x: torch.Tensor, k: int) -> torch.Tensor:
 def batch_of(f: Map, batched: Sequence[bool], loop: Map) -> Map:
     """Return ``f`` over a leading axis of the marked inputs.
 
-    Transformations differentiate other formulas than torch's own engine does: some are missing, some lose a term. A first
-    row is therefore computed in both ways, and where they differ, rows are taken one by one.
+    Transformations differentiate other formulas than torch's own engine does: some are missing, some lose a term, and which
+    formula it is may depend on values. So one more row goes along in each call and is computed in both ways; once they
+    differ, rows are taken one by one.
 
     Args:
         f: the map.
@@ -25,27 +26,29 @@ def batch_of(f: Map, batched: Sequence[bool], loop: Map) -> Map:
         loop: the same, one row at a time.
     """
     dims = (tuple([0 if marked else None for marked in batched]), None)
-    together: bool | None = None
+    together = True
 
     def mapped(x: Arrays, c: Arrays) -> Arrays:
         nonlocal together
-        if together is None:
-            if torch._C._are_functorch_transforms_active():  # there are no numbers to compare
-                return loop(x, c)
-            together = agree(_detached(x), _detached(c))
-        return vmapped(x, c) if together else loop(x, c)
+        if together and not torch._C._are_functorch_transforms_active():  # there, there are no numbers to compare
+            found = checked(x, c)
+            if found is not None:
+                return found
+            together = False
+        return loop(x, c)
 
-    def vmapped(x: Arrays, c: Arrays) -> Arrays:
-        return torch.func.vmap(f, in_dims=dims)(tuple(x), c)
-
-    def agree(x: Arrays, c: Arrays) -> bool:
-        rows = [generic(a[:1], k) if marked else a for k, (a, marked) in enumerate(zip(x, batched, strict=True))]
-        alone = f(tuple([a[0] if marked else a for a, marked in zip(rows, batched, strict=True)]), c)
+    def checked(x: Arrays, c: Arrays) -> Arrays | None:
+        more = [generic(a[:1], k) if marked else None for k, (a, marked) in enumerate(zip(x, batched, strict=True))]
+        rows = [a if row is None else torch.cat([a, row]) for a, row in zip(x, more, strict=True)]
+        one = tuple([a if row is None else row[0] for a, row in zip(x, more, strict=True)])
         try:
-            found = vmapped(tuple(rows), c)
+            found = torch.func.vmap(f, in_dims=dims)(tuple(rows), c)
         except (RuntimeError, NotImplementedError):
-            return False
-        return all(_close(a[0], b) for a, b in zip(found, alone, strict=True))
+            return None
+        alone = f(_detached(one), _detached(c))
+        if not all(_close(a[-1].detach(), b) for a, b in zip(found, alone, strict=True)):
+            return None
+        return tuple([a[:-1] for a in found])
 
     return mapped
 

@@ -365,7 +365,7 @@ class LocalRules:
     @cached_property
     def batched_hvp(self) -> Map:
         """The derivative of the adjoint over a leading axis of its directions: ``((*x, *yb, *dx, *dyb), c) -> dxb``."""
-        both, n, m = self.rules.engine.jvp_of(self.vjp_map, self.n + self.m), self.n, self.m
+        both, n, m = self.rules.engine.hvp_of(self.map, self.n, self.m), self.n, self.m
         marks = [False] * (n + m) + [True] * (n + m)
         return self.rules.prepare(self.rules.engine.batch_of(lambda x, c: both(x, c)[n:], marks))
 

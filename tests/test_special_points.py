@@ -42,6 +42,17 @@ def test_ties_and_zeros(name, case):
 
 
 @pytest.mark.parametrize("name", engines.NAMES)
+def test_matrices_where_a_formula_depends_on_values(name):
+    """Whether directions can go together was seen at another point, where no factor is zero."""
+    x = value(name, [2.0, 1.0, 3.0])
+    rf = ReducedFunction(np.cumprod(x).sum(), Control(x))
+    for b in (1.0, 0.0, 2.0):
+        rf(np.array([2.0, b, 3.0]))
+        np.testing.assert_allclose(rf.hess_matrix().numpy(), [[0, 4, b], [4, 0, 2], [b, 2, 0]], rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(rf.jac_matrix().numpy(), [1 + 4 * b, 8, 2 * b], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", engines.NAMES)
 def test_sinc_at_zero(name):
     hessian = [[-(np.pi**2) / 3, 0.0], [0.0, 2.0]]
     check(name, lambda x: np.sinc(x).sum(), [0.0, 1.0], [0.0, -1.0], hessian)
