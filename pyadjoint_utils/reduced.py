@@ -350,7 +350,9 @@ class ReducedFunction(AbstractReducedFunctional):
             A :class:`CompiledFunction`: the same methods, and ``describe()``.
 
         Raises:
-            ArgumentValueError: there is no such way to keep less in memory, or no such compiler.
+            ArgumentTypeError: there is no such option, or its value has a wrong type.
+            ArgumentValueError: an option does not take this value, or there is no such compiler.
+            MissingEngineError: there is no such engine.
             UnsupportedError: at the first call, if the compiler that was asked for fails.
 
         Example:

@@ -298,8 +298,41 @@ def test_other_shapes_and_types_are_refused(cube):
     with pytest.raises(ArgumentTypeError, match=r"controls\[0\] must be real"):
         fast(1j * P)
     close(fast(P.astype(np.float32)), np.sum(P.astype(np.float32).astype(float) ** 3 * B))
-    with pytest.raises(ArgumentValueError, match="memory must be one of 'all', 'step', 'sqrt'"):
-        cube[0].compile(memory="least")
+
+
+WRONG_OPTIONS = {
+    "no such option": ({"foo": 1}, ArgumentTypeError, "no option 'foo'; it has engines, memory, turns, budget, respec"),
+    "memory": ({"memory": "least"}, ArgumentValueError, "memory must be one of 'all', 'step', 'sqrt'; got 'least'"),
+    "no turns": ({"turns": 0}, ArgumentValueError, "turns is .* 2 or more; got 0"),
+    "negative turns": ({"turns": -3}, ArgumentValueError, "turns is .* 2 or more; got -3"),
+    "one turn": ({"turns": 1}, ArgumentValueError, "turns is .* 2 or more; got 1"),
+    "half a turn": ({"turns": 2.5}, ArgumentTypeError, "turns is .* an int; got 2.5"),
+    "text for seconds": ({"budget": "1"}, ArgumentTypeError, "budget is how many seconds .* a number; got '1'"),
+    "seconds below 0": ({"budget": -1.0}, ArgumentValueError, "budget is how many seconds .* 0 or more; got -1.0"),
+    "no number of seconds": ({"budget": np.nan}, ArgumentValueError, "budget .* 0 or more; got nan"),
+    "a name for names": (
+        {"engines": "torch"},
+        ArgumentTypeError,
+        r"engines is a list .*'torch'. Write engines=\['torch'\]",
+    ),
+    "no names": ({"engines": None}, ArgumentTypeError, r"engines is a list .*; got None. Write engines=\[\"torch\"\]"),
+    "a number as name": ({"engines": [7]}, ArgumentTypeError, "engines is a list .*; got the name 7"),
+    "a number as compiler": ({"engines": {"torch": 7}}, ArgumentTypeError, "got 7 as the compiler of 'torch'"),
+    "a list as name": ({"engines": [["torch"]]}, ArgumentTypeError, r"got the name \['torch'\]"),
+}
+
+
+@pytest.mark.parametrize(("options", "error", "message"), WRONG_OPTIONS.values(), ids=WRONG_OPTIONS)
+@pytest.mark.parametrize("kind", ["function", "functional", "of any shape"])
+def test_a_wrong_option_is_refused_before_anything_is_compiled(kind, options, error, message, cube):
+    given = cube[0]._function if kind == "function" else cube[0]
+    with pytest.raises(error, match=message):
+        given.compile(**options, **({"respecialize": True} if kind == "of any shape" else {}))
+
+
+def test_options_may_be_numpys_numbers(cube):
+    fast = cube[0].compile(turns=np.int64(8), budget=np.float32(30.0), engines=iter(()))
+    close(fast(P), np.sum(P**3 * B))
 
 
 def test_a_failed_evaluation_leaves_the_point(e):

@@ -1,24 +1,22 @@
 """A reduced function whose evaluations run as compiled programs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyadjoint import AdjFloat
 
 from pyadjoint_utils.compiling.description import description
-from pyadjoint_utils.compiling.loops import MEMORY
+from pyadjoint_utils.compiling.options import Options
 from pyadjoint_utils.compiling.policy import Memory, Policy
 from pyadjoint_utils.compiling.program import Program
-from pyadjoint_utils.compiling.repetitions import TURNS
 from pyadjoint_utils.compiling.segments import Budget
 from pyadjoint_utils.compiling.standing import Standing
 from pyadjoint_utils.control import checked_value
 from pyadjoint_utils.engine import Aval, Engine
-from pyadjoint_utils.errors import ArgumentValueError
 from pyadjoint_utils.functional import ReducedFunctional
 from pyadjoint_utils.plan import Plan
 from pyadjoint_utils.reduced import ReducedFunction, _result
-from pyadjoint_utils.registry import get_engine, owner_of
+from pyadjoint_utils.registry import owner_of
 from pyadjoint_utils.tapes import alone, state_of
 from pyadjoint_utils.values import ndarray
 from pyadjoint_utils.variable import bare
@@ -35,30 +33,22 @@ class CompiledFunction(ReducedFunction):
 
     Args:
         function: the function to compile.
-        engines, memory, turns, budget: as for :meth:`ReducedFunction.compile`.
+        **options: as for :meth:`ReducedFunction.compile`, but for ``respecialize``.
 
     Raises:
-        ArgumentValueError: there is no such way to keep less in memory, or no such compiler.
+        ArgumentTypeError: there is no such option, or its value has a wrong type.
+        ArgumentValueError: an option does not take this value, or there is no such compiler.
     """
 
-    def __init__(
-        self,
-        function: ReducedFunction,
-        *,
-        engines: Sequence[str] | Mapping[str, str | None] = (),
-        memory: str | None = None,
-        turns: int = TURNS,
-        budget: float = 60.0,
-    ) -> None:
-        if memory is not None and memory not in MEMORY:
-            raise ArgumentValueError(f"memory must be one of {', '.join(map(repr, MEMORY))}; got {memory!r}.")
-        asked = _compilers(engines)
+    def __init__(self, function: ReducedFunction, **options: Any) -> None:
+        asked = Options.of(options)
+        compilers = asked.compilers()
         self.__dict__.update(function.__dict__)
         self._start = list(function._last_point())
         self._point, self._updates = None, {}
         self._plans = dict(function._plans)
-        self._asked = asked
-        self._memory, self._turns, self._budget = memory, turns, Budget(budget)
+        self._asked = compilers
+        self._memory, self._turns, self._budget = asked.memory, asked.turns, Budget(asked.budget)
         self._policies: dict[Any, Policy] = {}
         self._standing: Standing | None = None
         self._given: tuple[Any, ...] | None = None  # the controls' values at the last evaluation, as they were given
@@ -257,13 +247,6 @@ def _all_fit(values: Sequence[Any], known: Sequence[tuple[Engine, Aval] | None])
         if kind is None or type(value) is not ndarray or value._engine is not kind[0] or value.aval != kind[1]:
             return False
     return True
-
-
-def _compilers(engines: Sequence[str] | Mapping[str, str | None]) -> dict[Engine, Any]:
-    """The engines that were asked for, each with what compiles its programs, None for the engine itself."""
-    asked = engines if isinstance(engines, Mapping) else dict.fromkeys(engines)
-    found = [(get_engine(name), compiler) for name, compiler in asked.items()]
-    return {engine: None if compiler is None else engine.compiler(compiler) for engine, compiler in found}
 
 
 def _wrapped(like: Any, value: Any) -> Any:
