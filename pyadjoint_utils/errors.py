@@ -19,6 +19,10 @@ class NotDifferentiableError(PyadjointUtilsError, TypeError):
     """A derivative was asked for that does not exist or that nobody has a rule for."""
 
 
+class NotLinearError(NotDifferentiableError):
+    """A program that was said to be linear is not."""
+
+
 class ImmutableError(PyadjointUtilsError, TypeError):
     """A value on the tape was asked to change in place."""
 

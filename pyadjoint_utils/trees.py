@@ -27,3 +27,33 @@ def mapped(f: Callable[[Any], Any], tree: Any) -> Any:
 def paths(tree: Any, name: str) -> list[str]:
     """Return how a message calls each leaf, such as ``args[0]['w'][1]`` for the name ``args``."""
     return [accessor.codify(name) for accessor in optree.tree_accessors(tree, namespace=_NAMESPACE)]
+
+
+def mismatches(given: Any, wanted: Any, name: str) -> list[str]:
+    """Return what differs between two structures, such as ``tangents[0]['w'] is missing``.
+
+    Args:
+        given: a structure that :func:`flatten` returned.
+        wanted: the structure that it should be.
+        name: how a message calls the first one.
+    """
+    if given == wanted:
+        return []
+    if given.type is not wanted.type:
+        return [f"{name} must be {_kind(wanted)} and is {_kind(given)}"]
+    theirs, ours = _children(given, name), _children(wanted, name)
+    found = [f"{path} is missing" for path in ours if path not in theirs]
+    found += [f"{path} has no counterpart" for path in theirs if path not in ours]
+    for path, child in ours.items():
+        found += mismatches(theirs[path], child, path) if path in theirs else []
+    return found or [f"{name} must be {wanted} and is {given}"]
+
+
+def _kind(structure: Any) -> str:
+    return "a value" if structure.is_leaf() else "None" if structure.type is type(None) else structure.type.__name__
+
+
+def _children(structure: Any, name: str) -> dict[str, Any]:
+    level = structure.one_level()
+    accessors = [] if level is None else level.accessors()
+    return {accessor.codify(name): child for accessor, child in zip(accessors, structure.children(), strict=True)}

@@ -14,6 +14,8 @@ from pyadjoint_utils.transforming.sweeps import adjoints, tangents
 from pyadjoint_utils.transforming.traced import Traced
 from pyadjoint_utils.values import ndarray
 
+_LISTED = 5  # differences that a message lists
+
 
 class _Map:
     """A linear map of a program at the point where it ran.
@@ -60,7 +62,7 @@ class Cotangent(_Map):
 
     def _applied(self, given: Any, *, many: bool) -> tuple[Any, ...]:
         program = self._program
-        values = _matching(program, "the cotangent", given, program.structure)
+        values = in_containers(program.name, "cotangent", given, "result", program.structure)
         paths = trees.paths(given, "cotangent")
         chosen, names = [values[k] for k in program.live], [paths[k] for k in program.live]
         seeds = Seeds(chosen, program.outs, names, program.name, many=many)
@@ -69,7 +71,8 @@ class Cotangent(_Map):
 
 def directions_of(program: Traced, structure: Any, given: Sequence[Any], *, many: bool = False) -> Seeds:
     """Return directions, one for each argument of a program, as those of its active inputs."""
-    values, paths = _matching(program, "tangents", tuple(given), structure), trees.paths(tuple(given), "tangents")
+    values = in_containers(program.name, "tangents", tuple(given), "arguments", structure)
+    paths = trees.paths(tuple(given), "tangents")
     for k, (value, x) in enumerate(zip(values, program.inputs, strict=True)):
         if k not in program.active and getattr(value, "dtype", None) != FLOAT0 and np.any(np.asarray(value)):
             raise ArgumentTypeError(
@@ -80,10 +83,27 @@ def directions_of(program: Traced, structure: Any, given: Sequence[Any], *, many
     return Seeds(chosen, program.ins, names, program.name, many=many)
 
 
-def _matching(program: Traced, what: str, tree: Any, structure: Any) -> list[Any]:
+def in_containers(name: str, what: str, tree: Any, owner: str, structure: Any) -> list[Any]:
+    """Return the leaves of directions or cotangents.
+
+    Args:
+        name: the transformation, for messages.
+        what: how messages call the tree.
+        tree: the directions or cotangents.
+        owner: how messages call what they belong to.
+        structure: its containers.
+
+    Raises:
+        ArgumentTypeError: they are in other containers.
+    """
     leaves, found = trees.flatten(tree)
-    if found != structure:
-        raise ArgumentTypeError(f"{program.name}: {what} must be in the containers {structure}; got {found}.")
+    wrong = trees.mismatches(found, structure, what)
+    if wrong:
+        listed = ", ".join(wrong[:_LISTED]) + (f" and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else "")
+        raise ArgumentTypeError(
+            f"{name}: {what} must be in the containers of the {owner}, a value for each of theirs: {listed}. Give zeros "
+            "for what is to stay as it is."
+        )
     return leaves
 
 

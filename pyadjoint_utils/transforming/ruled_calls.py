@@ -8,11 +8,11 @@ from pyadjoint import stop_annotating
 
 from pyadjoint_utils import trees
 from pyadjoint_utils.annotation import annotate_tape
-from pyadjoint_utils.errors import ArgumentValueError, NotDifferentiableError
+from pyadjoint_utils.errors import ArgumentValueError, NotDifferentiableError, NotLinearError
 from pyadjoint_utils.transforming.leaves import array_of, input_of
 from pyadjoint_utils.transforming.rule_block import Values
 from pyadjoint_utils.transforming.traced import Traced
-from pyadjoint_utils.transforming.transformations import NotLinearError, jvp, linear_adjoint, vjp
+from pyadjoint_utils.transforming.transformations import jvp, linear_adjoint, vjp
 from pyadjoint_utils.values import ndarray
 
 _LEAF, _NOTHING = trees.flatten(0)[1], trees.flatten(None)[1]

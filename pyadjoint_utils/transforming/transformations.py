@@ -11,22 +11,25 @@ from pyadjoint import stop_annotating
 
 from pyadjoint_utils import trees
 from pyadjoint_utils.black_boxes.differences import precision, random_like
-from pyadjoint_utils.errors import ArgumentTypeError, NotDifferentiableError
+from pyadjoint_utils.errors import ArgumentTypeError, NotLinearError
 from pyadjoint_utils.recording import NotRecordableError
 from pyadjoint_utils.transforming.calls import Call, check_inputs, check_scalar
 from pyadjoint_utils.transforming.gradients import grad
 from pyadjoint_utils.transforming.leaves import Seeds, input_of
-from pyadjoint_utils.transforming.linear_maps import Cotangent, Tangent, directions_of, inputs_of, outputs_of
+from pyadjoint_utils.transforming.linear_maps import (
+    Cotangent,
+    Tangent,
+    directions_of,
+    in_containers,
+    inputs_of,
+    outputs_of,
+)
 from pyadjoint_utils.transforming.sweeps import adjoints, second_adjoints
 from pyadjoint_utils.transforming.sweeps import tangents as push
 from pyadjoint_utils.transforming.traced import Traced
 from pyadjoint_utils.values import ndarray
 
 Function = Callable[..., Any]
-
-
-class NotLinearError(NotDifferentiableError):
-    """A program that was said to be linear is not."""
 
 
 def jvp(fun: Function, primals: Sequence[Any], tangents: Sequence[Any], has_aux: bool = False) -> tuple[Any, ...]:
@@ -67,9 +70,7 @@ def _run(
                 f"{name}: {what} must be a tuple or list with one entry for each argument; got {type(given).__name__}."
             )
     call = Call(fun, primals, {}, None, has_aux=has_aux, name=name)
-    found = trees.flatten(tuple(tangents))[1]
-    if found != call.structure:
-        raise ArgumentTypeError(f"{name}: primals are in the containers {call.structure}, tangents in {found}.")
+    in_containers(name, "tangents", tuple(tangents), "primals", call.structure)
     return call, call.program()
 
 
@@ -178,7 +179,7 @@ def linear_adjoint(fun: Function, *primals: Any) -> Function:
         argument, of the argument's shape and dtype.
 
     Raises:
-        NotDifferentiableError: the program is not linear.
+        NotLinearError: the program is not linear.
 
     Example:
         >>> import numpy as np
