@@ -160,6 +160,17 @@ def _svd(a: torch.Tensor, full_matrices: bool = True) -> tuple[torch.Tensor, ...
     return tuple(torch.linalg.svd(a, full_matrices))
 
 
+def _det(a: torch.Tensor) -> torch.Tensor:
+    """Torch's own has the derivative zero wherever it is zero; small matrices, which most are, have a polynomial."""
+    rows = a.unbind(-2)
+    if len(rows) == a.shape[-1] == 2:
+        (b, c), (d, e) = (row.unbind(-1) for row in rows)
+        return b * e - c * d
+    if len(rows) == a.shape[-1] == 3:
+        return (rows[0] * torch.linalg.cross(rows[1], rows[2])).sum(-1)
+    return torch.linalg.det(a)
+
+
 _SAME = """
     negative positive exp exp2 expm1 log log2 log10 log1p sqrt square reciprocal sin cos tan arcsin arccos arctan sinh cosh
     tanh arcsinh arccosh arctanh deg2rad rad2deg floor ceil trunc isnan isinf isfinite signbit i0 logical_not real conj
@@ -167,7 +178,7 @@ _SAME = """
     logaddexp logaddexp2 copysign heaviside less less_equal greater greater_equal not_equal logical_and logical_or
     logical_xor bitwise_and bitwise_or bitwise_xor where zeros_like ones_like broadcast_to hstack vstack
     """.split()
-_LINALG = "inv det eigvals matrix_power".split()
+_LINALG = "inv eigvals matrix_power".split()
 _FFT = "fft ifft rfft irfft hfft ihfft".split()
 _FFTN = "fftn ifftn rfftn irfftn".split()
 FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -237,6 +248,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "einsum": _einsum,
     "linalg.solve": _solve,
     "linalg.norm": lambda x, ord=None, axis=None, keepdims=False: torch.linalg.norm(x, ord, axis, keepdims),
+    "linalg.det": _det,
     "linalg.slogdet": lambda a: tuple(torch.linalg.slogdet(a)),
     "linalg.cholesky": lambda a: torch.linalg.cholesky(_lower(a)),
     "linalg.eigvalsh": _triangle(torch.linalg.eigvalsh),

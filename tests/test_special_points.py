@@ -52,6 +52,26 @@ def test_matrices_where_a_formula_depends_on_values(name):
         np.testing.assert_allclose(rf.jac_matrix().numpy(), [1 + 4 * b, 8, 2 * b], rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["jax", "torch"])
+@pytest.mark.parametrize("matrix", [[[1.0, 2.0], [2.0, 4.0]], [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [5.0, 7.0, 9.0]]])
+def test_determinant_of_a_singular_matrix(name, matrix):
+    """The cofactors, whose derivative along d is that of a polynomial: differences of them are exact up to rounding."""
+
+    def cofactors(a):
+        minors = [[np.delete(np.delete(a, i, 0), j, 1) for j in range(len(a))] for i in range(len(a))]
+        return np.array(
+            [[(-1) ** (i + j) * np.linalg.det(m) for j, m in enumerate(row)] for i, row in enumerate(minors)]
+        )
+
+    a, d = np.array(matrix), np.cos(np.arange(len(matrix) ** 2.0)).reshape(np.shape(matrix))
+    x = value(name, a + 0.25)
+    rf = ReducedFunction(np.linalg.det(x), Control(x))
+    rf(a)
+    np.testing.assert_allclose(rf.derivative().numpy(), cofactors(a), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(float(rf.jac_action(d)), np.sum(cofactors(a) * d), rtol=1e-12)
+    np.testing.assert_allclose(rf.hessian(d).numpy(), (cofactors(a + d) - cofactors(a - d)) / 2, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", engines.NAMES)
 def test_sinc_at_zero(name):
     hessian = [[-(np.pi**2) / 3, 0.0], [0.0, 2.0]]
