@@ -499,3 +499,26 @@ def test_a_number_of_an_index_that_is_on_the_tape():
     for k in range(N):
         y = forced(y, forcing[array(np.asarray(k))])
     check([y], [x, forcing])
+
+
+def test_a_long_description_names_every_loop_with_its_length_and_body():
+    x, p = own(A), own(P)
+    y = np.exp(np.cos(np.sin(x) * p) + p)
+    for _ in range(N):
+        y = step(y, p)
+    y = np.sqrt(np.abs(np.tanh(y) - p) * p + 1.0)
+    rf = ReducedFunction(y, [Control(x), Control(p)])
+    text = rf.compile().describe()
+    assert f"jax: sin, multiply, cos, add, exp, loop of {N} x (step), ..., sqrt ({N + 11} Blocks" in text
+    assert f"{N + 11} Blocks in 1 segment (1 different program, 1 loop), 0 by themselves" in text
+    assert "2 loops)" in ReducedFunction(two_loops(x, p), Control(x)).compile().describe()
+
+
+def two_loops(x, p):
+    y = x
+    for _ in range(N):
+        y = step(y, p)
+    y = np.cos(y)
+    for _ in range(N):
+        y = step(y, p * y)
+    return y

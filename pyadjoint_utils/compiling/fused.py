@@ -226,7 +226,7 @@ class Fused:
         return Work(sum(w.operations for w in works), max([straight, *[w.shifts for w in works]]))
 
     def __str__(self) -> str:
-        return _listed([str(call) for call in self.calls])
+        return _listed(self.calls)
 
 
 def _getter(slots: Sequence[int]) -> Callable[[dict[int, Any]], Arrays]:
@@ -244,8 +244,14 @@ def _function(engine: Engine, name: str) -> Callable[..., Any]:
     return function
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Names with those that follow each other counted, cut where it gets long."""
-    parts = [(name, len(list(same))) for name, same in itertools.groupby(names)]
-    texts = [name if count == 1 else f"{count} x {name}" for name, count in parts]
-    return ", ".join(texts if len(texts) <= _LISTED else [*texts[: _LISTED - 1], "...", texts[-1]])
+def _listed(calls: Sequence[Any]) -> str:
+    """The names of calls with those that follow each other counted; where it gets long, loops alone from the middle."""
+    parts = [(name, list(same)) for name, same in itertools.groupby(calls, key=str)]
+    texts = [name if len(same) == 1 else f"{len(same)} x {name}" for name, same in parts]
+    first, last = (_LISTED - 1, len(parts) - 1) if len(parts) > _LISTED else (len(parts), len(parts))
+    shown = [k < first or k >= last or same[0].loops > 0 for k, (_, same) in enumerate(parts)]
+    return ", ".join(
+        text if here else "..."
+        for k, (text, here) in enumerate(zip(texts, shown, strict=True))
+        if here or shown[k - 1]  # one "..." for a gap
+    )

@@ -63,8 +63,8 @@ class MergedProgram(Program):
         loops = sum(step.compiled.fused.loops for step in segments)
         single = len(self.steps) - len(segments)
         return (
-            f"{merged} Blocks in {len(segments)} segments ({programs} different programs, {loops} loops), "
-            f"{single} by themselves"
+            f"{_counted(merged, 'Block')} in {_counted(len(segments), 'segment')} "
+            f"({_counted(programs, 'different program')}, {_counted(loops, 'loop')}), {single} by themselves"
         )
 
     def begin(self, environment: list[Any], pull_backs: PullBacks | None = None) -> None:
@@ -121,6 +121,10 @@ class MergedProgram(Program):
         if self._lone is None or second_seeds is not None:
             return self.second_adjoints(environment, seeds, tangents, second_seeds)[1]
         return self._lone.adjoint_tangents(environment, seeds, tangents)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _on(step: Step, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Step:
