@@ -22,7 +22,8 @@ class ReducedFunctionNumPy:
     """A reduced function of one flat vector with one flat result, for code that speaks NumPy alone.
 
     Controls and outputs stand one after the other, each in row-major order: float64, or complex128 if any of them is
-    complex. No list of numbers is made on the way.
+    complex. No list of numbers is made on the way. A vector of one number may be given as that number. A real scalar
+    function has :meth:`derivative` and :meth:`value_and_derivative` as well, which SciPy's solvers take.
 
     Args:
         rf: a :class:`ReducedFunction` or :class:`ReducedFunctional` of arrays and AdjFloats.
@@ -73,10 +74,45 @@ class ReducedFunctionNumPy:
             self.rf.adj_jac_action(self._unflat(y, self._outputs, "seed", self._function._outputs))
         )
 
-    def hessian(self, x_dot: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Return the derivative of ``J^H y`` in direction ``x_dot``."""
+    def derivative(self) -> np.ndarray:
+        """Return the gradient of a real scalar function where it was evaluated last, one number for each of the controls.
+
+        Raises:
+            NotDifferentiableError: the function is no real scalar.
+        """
+        return self.obj_to_array(self.rf.derivative())
+
+    def value_and_derivative(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return a real scalar function and its gradient, as :func:`scipy.optimize.minimize` takes them with ``jac=True``.
+
+        Args:
+            x: a flat vector of control values.
+
+        Returns:
+            A Python number, and a float64 or complex128 vector like ``x``.
+
+        Raises:
+            NotDifferentiableError: the function is no real scalar; it was not evaluated then.
+
+        Example:
+            >>> from scipy.optimize import minimize
+            >>> from pyadjoint_utils import Control, ReducedFunctional, ReducedFunctionNumPy, array
+            >>> x = array([[3.0, -2.0]])
+            >>> flat = ReducedFunctionNumPy(ReducedFunctional(((x - 1.0) ** 2).sum(), Control(x)))
+            >>> minimize(flat.value_and_derivative, flat.get_controls(), jac=True).x.round(6).tolist()
+            [1.0, 1.0]
+        """
+        self._function._unit_seed()
+        value, derivative = self.rf.value_and_derivative(self.get_rf_input(x))
+        return float(self.get_outputs_array(value)[0]), self.obj_to_array(derivative)
+
+    def hessian(self, x_dot: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
+        """Return the derivative of ``J^H y`` in direction ``x_dot``; without ``y`` that of a real scalar's gradient."""
+        direction = self.get_rf_input(x_dot)
+        if y is None:
+            return self.obj_to_array(self.rf.hessian(direction))
         seed = self._unflat(y, self._outputs, "seed", self._function._outputs)
-        return self.obj_to_array(self.rf.hess_action(self.get_rf_input(x_dot), seed))
+        return self.obj_to_array(self.rf.hess_action(direction, seed))
 
     hess_action = hessian
 
@@ -158,6 +194,8 @@ class ReducedFunctionNumPy:
     def _unflat(self, x: np.ndarray, likes: Sequence[Any], what: str, enlisted: Any) -> Any:
         x = np.asarray(x)
         length = sum(map(_size, likes))
+        if length == 1 and not x.shape:
+            x = x.reshape(1)
         if x.shape != (length,):
             raise ArgumentValueError(f"The {what} must be flat, of shape ({length},); got {x.shape}.")
         values, offset = [], 0

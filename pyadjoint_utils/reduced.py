@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pyadjoint
 from pyadjoint import AdjFloat
 from pyadjoint.enlisting import Enlist
@@ -571,7 +572,7 @@ class ReducedFunction(AbstractReducedFunctional):
             if seed is not None:
                 getattr(bv, add)(_seed(seed))
 
-    def _unit_seed(self) -> float:
+    def _unit_seed(self) -> float | np.ndarray:
         """The seed of a gradient, which only a real scalar has."""
         output = self._outputs[0]
         if len(self._outputs) > 1 or (isinstance(output, ndarray) and (output.size != 1 or output.dtype.kind == "c")):
@@ -581,7 +582,7 @@ class ReducedFunction(AbstractReducedFunctional):
                 "number, such as x.sum() or abs(z)**2, or give a cotangent of its shape: derivative(adj_input), "
                 "adj_jac_action(adj), hess_action(m_dot, adj)."
             )
-        return 1.0
+        return np.ones(output.shape) if isinstance(output, ndarray) and output.shape else 1.0
 
     def _derivative(self, plan: Plan, control: Control, value: Any) -> Any:
         k = self._controls.index(control)

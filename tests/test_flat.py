@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from scipy import sparse
+import torch
+from scipy import optimize, sparse
 from scipy.sparse.linalg import gmres, lsqr
 
 from pyadjoint_utils import (
@@ -139,6 +140,99 @@ def test_a_functional_has_one_entry_and_its_scale():
     np.testing.assert_allclose(flat.jac_matrix(), [[6.0, 6.0, 6.0]])
     np.testing.assert_allclose(flat.hess_matrix(), 6.0 * np.eye(3))
     np.testing.assert_allclose(flat.hess_matrix(sparsity="detect").toarray(), 6.0 * np.eye(3))
+
+
+def rosenbrock(dtype=torch.float64):
+    """Of a PyTorch array and a number."""
+    x, a = array(torch.tensor([[1.3], [0.7]], dtype=dtype)), AdjFloat(0.8)
+    J = 5.0 * (x[1, 0] - x[0, 0] ** 2) ** 2 + (1.0 - x[0, 0]) ** 2 + 10.0 * (a - x[1, 0]) ** 2
+    return ReducedFunctional(J, [Control(x), Control(a)], scale=0.5)
+
+
+def rosenbrock_closed_form(v):
+    x, y, a = v
+    value = 5.0 * (y - x * x) ** 2 + (1.0 - x) ** 2 + 10.0 * (a - y) ** 2
+    slope = [-20.0 * x * (y - x * x) - 2.0 * (1.0 - x), 10.0 * (y - x * x) - 20.0 * (a - y), 20.0 * (a - y)]
+    return 0.5 * value, 0.5 * np.array(slope)
+
+
+def rosenbrock_curvature(v):
+    x, y, _ = v
+    rows = [[60 * x * x - 20 * y + 2, -20 * x, 0], [-20 * x, 30, -20], [0, -20, 20]]
+    return 0.5 * np.array(rows)
+
+
+SCALARS = {
+    "functional": rosenbrock,
+    "single precision": lambda: rosenbrock(torch.float32),
+    "function": lambda: rosenbrock()._function,
+    "compiled": lambda: rosenbrock().compile(),
+    "compiled function": lambda: rosenbrock()._function.compile(),
+    "respecialized": lambda: rosenbrock().compile(respecialize=True),
+}
+
+
+@pytest.mark.parametrize("make", SCALARS.values(), ids=SCALARS)
+def test_a_scalar_has_a_flat_gradient(make):
+    rf = make()
+    flat, factor = ReducedFunctionNumPy(rf), 1.0 if isinstance(rf, ReducedFunctional) else 2.0
+    for point in (np.array([1.1, 0.9, -0.4]), np.array([-0.5, 0.3, 0.6])):
+        value, gradient = rosenbrock_closed_form(point)
+        found = flat.value_and_derivative(point)
+        assert type(found[0]) is float
+        assert type(found[1]) is np.ndarray
+        assert found[1].dtype == np.float64
+        np.testing.assert_allclose(found[0], factor * value, rtol=1e-5)
+        for derivative in (found[1], flat.derivative(), flat.adj_jac_action(1.0), flat.adj_jac_action(np.ones(1))):
+            np.testing.assert_allclose(derivative, factor * gradient, rtol=1e-5)
+        np.testing.assert_allclose(flat.adj_jac_action(-2.0), -2.0 * factor * gradient, rtol=1e-5)
+        direction = np.array([0.3, -1.0, 0.7])
+        expected = factor * rosenbrock_curvature(point) @ direction
+        for action in (flat.hessian(direction), flat.hessian(direction, 1.0), flat.hess_action(direction, np.ones(1))):
+            np.testing.assert_allclose(action, expected, rtol=1e-5)
+
+
+METHODS = ["BFGS", "CG", "L-BFGS-B", "TNC", "SLSQP", "Newton-CG", "trust-constr", "trust-ncg"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_solvers_of_scipy_take_value_and_gradient(method):
+    flat = ReducedFunctionNumPy(rosenbrock().compile())
+
+    def curvature(x, v):
+        flat(x)
+        return flat.hessian(v)
+
+    more = {"hessp": curvature} if method in ("Newton-CG", "trust-ncg") else {}
+    start = np.array([0.5, 0.7, 0.2])
+    found = optimize.minimize(flat.value_and_derivative, start, jac=True, method=method, tol=1e-8, **more)
+    np.testing.assert_allclose(found.x, np.ones(3), atol=1e-4)
+    assert found.fun == pytest.approx(rosenbrock_closed_form(found.x)[0])
+    np.testing.assert_array_equal(start, [0.5, 0.7, 0.2])
+
+
+def test_what_is_no_real_scalar_has_no_gradient_and_is_not_evaluated():
+    rf = several()
+    for flat in (ReducedFunctionNumPy(rf), ReducedFunctionNumPy(rf.compile())):
+        flat(POINT)
+        with pytest.raises(NotDifferentiableError, match="Only a real scalar has a gradient"):
+            flat.value_and_derivative(DIRECTION)
+        np.testing.assert_array_equal(flat.get_controls(), POINT)
+        for attempt in (flat.derivative, lambda flat=flat: flat.hessian(DIRECTION)):
+            with pytest.raises(NotDifferentiableError, match="Only a real scalar has a gradient"):
+                attempt()
+        with pytest.raises(ArgumentValueError, match=r"must be flat, of shape \(7,\); got \(\)"):
+            flat.adj_jac_action(1.0)
+
+
+def test_a_vector_of_one_number_may_be_that_number():
+    x = array([2.0])
+    flat = ReducedFunctionNumPy(ReducedFunction(x**3, Control(x)))
+    np.testing.assert_allclose(flat(3.0), [27.0])
+    np.testing.assert_allclose(flat.jac_action(2.0), [54.0])
+    value, gradient = flat.value_and_derivative(3.0)
+    assert value == pytest.approx(27.0)
+    np.testing.assert_allclose(gradient, [27.0])
 
 
 def test_bad_vectors_are_refused():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from toy_engine import asnumpy, overload_toy, overload_twin, sin, toy
 
-from pyadjoint_utils import AdjFloat, Control, ReducedFunction, ReducedFunctional, ndarray
+from pyadjoint_utils import AdjFloat, Control, ReducedFunction, ReducedFunctional, array, compute_gradient, ndarray
 
 A, B = np.array([0.5, -1.0]), np.array([2.0, 0.25])
 P, Q = np.array([1.5, 0.3]), np.array([-0.7, 1.1])
@@ -33,6 +33,23 @@ def test_lists_in_lists_out():
     ha, hb = rf.hess_action([toy(A), toy(B)], [toy(B), 3.0])
     np.testing.assert_allclose(asnumpy(ha), (2 * Q * A + 2 * P * B) * B)
     np.testing.assert_allclose(asnumpy(hb), 2 * P * A * B)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("kind", [ReducedFunction, ReducedFunctional])
+def test_an_array_of_one_number_has_a_gradient_whatever_its_shape(kind, compiled, shape):
+    x = array(np.full(shape, 2.0))
+    y = x**3
+    np.testing.assert_allclose(compute_gradient(y, Control(x)).numpy(), np.full(shape, 12.0))
+    rf = kind(y, Control(x))
+    rf = rf.compile() if compiled else rf
+    value, derivative = rf.value_and_derivative(np.full(shape, 3.0))
+    np.testing.assert_allclose(value.numpy(), np.full(shape, 27.0))
+    for result in (derivative, rf.derivative()):
+        np.testing.assert_allclose(result.numpy(), np.full(shape, 27.0))
+    np.testing.assert_allclose(rf.hessian(np.full(shape, 0.5)).numpy(), np.full(shape, 9.0))
+    np.testing.assert_allclose(rf.hess_matrix().numpy(), np.full(2 * shape, 18.0))
 
 
 def test_seeds_may_be_left_out():
