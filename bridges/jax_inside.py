@@ -47,7 +47,7 @@ def as_jax(rf: Any) -> Callable[..., Any]:
         >>> jax.jit(jax.grad(lambda x: f(jnp.sin(x))))(jnp.zeros(2)).tolist()
         [0.0, 0.0]
     """
-    inside = Inside(rf, get_engine("jax"))
+    inside = Inside(rf, get_engine("jax"), "jax.vmap")
     wide = any(narrowed(aval.dtype) != aval.dtype for aval in (*inside.arguments, *inside.outputs))
     said = not wide
 

@@ -18,6 +18,7 @@ from pyadjoint_utils.registry import FEW, get_engine, on_host
 
 Tensors = Sequence[Any]
 
+_WEIGHTS = "Save model.save_weights(path)"
 _is_watched = record.pywrap_tfe.TFE_Py_TapeSetPossibleGradientTypes  # by a tape or an accumulator
 
 
@@ -155,7 +156,7 @@ class TapeFunction:
     """A reduced function as a function of tensors; made by :func:`as_tensorflow`."""
 
     def __init__(self, rf: Any) -> None:
-        self.inside = Inside(rf, get_engine("tensorflow"))
+        self.inside = Inside(rf, get_engine("tensorflow"), "tf.vectorized_map")
 
     @_refusing
     def __call__(self, values: Any, inputs: Any = None) -> Any:
@@ -165,8 +166,14 @@ class TapeFunction:
         """Return the outputs at one value per argument."""
         return (self._eagerly if tf.executing_eagerly() else self._in_graph)(values)
 
-    def __deepcopy__(self, memo: Any) -> "TapeFunction":
+    def __copy__(self) -> "TapeFunction":
         return self  # it has no state
+
+    def __deepcopy__(self, memo: Any) -> "TapeFunction":
+        return self
+
+    def __reduce__(self) -> Any:
+        raise self.inside.unsaved()
 
     def _eagerly(self, values: Sequence[Any]) -> Any:
         # The tape's own traced programs are faster than TensorFlow's steps one by one, and right where its nested
@@ -227,6 +234,15 @@ def _layer_class() -> type:
             own = {k: tf.convert_to_tensor(weight) for k, weight in self._weights_of.items()}
             return self._function.evaluate(self._function.inside.values_beside(own, values, inputs))
 
+        def get_config(self) -> Any:
+            """Refuse: Keras asks for it where it saves or clones a layer."""
+            raise self._function.inside.unsaved(_WEIGHTS)
+
+        def _trackable_children(self, save_type: str = "checkpoint", **options: Any) -> Any:
+            if save_type == "savedmodel":
+                raise self._function.inside.unsaved(_WEIGHTS)
+            return super()._trackable_children(save_type, **options)
+
     return TapeLayer
 
 
@@ -252,7 +268,8 @@ def as_tensorflow(rf: Any, *, parameters: Mapping[str, Any] | None = None, **opt
 
     Raises:
         ArgumentTypeError: something else than a reduced function; a control that is no array.
-        ArgumentValueError: ``parameters`` names something else than controls.
+        ArgumentValueError: ``parameters`` names something else than controls, one control twice, or has a name that a
+            layer cannot take.
         NotDifferentiableError: an output has no derivative.
         StaleTapeError: the tape was cleared.
 
@@ -270,5 +287,4 @@ def as_tensorflow(rf: Any, *, parameters: Mapping[str, Any] | None = None, **opt
     function = TapeFunction(rf)
     if parameters is None:
         return function
-    places = {name: function.inside.position(control) for name, control in parameters.items()}
-    return _layer_class()(function, places, **options)
+    return _layer_class()(function, function.inside.places(parameters), **options)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.autograd.forward_ad as forward_ad
 
-from pyadjoint_utils.errors import ArgumentTypeError, UnsupportedError
+from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, UnsupportedError
 from pyadjoint_utils.evaluation import Evaluation
 from pyadjoint_utils.inside.called import Inside
 from pyadjoint_utils.inside.host_function import HostFunction
@@ -132,13 +132,19 @@ class TapeFunction:
     """A reduced function as a function of tensors; made by :func:`as_torch`."""
 
     def __init__(self, rf: Any) -> None:
-        self.inside = Inside(rf, get_engine("torch"))
+        self.inside = Inside(rf, get_engine("torch"), "torch.func.vmap")
 
     def __call__(self, values: Any, inputs: Any = None) -> Any:
         return self.evaluate(self.inside.values(values, inputs))
 
-    def __deepcopy__(self, memo: Any) -> "TapeFunction":
+    def __copy__(self) -> "TapeFunction":
         return self  # it has no state
+
+    def __deepcopy__(self, memo: Any) -> "TapeFunction":
+        return self
+
+    def __reduce__(self) -> Any:
+        raise self.inside.unsaved("Save module.state_dict()")
 
     def evaluate(self, values: Sequence[Any]) -> Any:
         """Return the outputs at one value per argument."""
@@ -194,6 +200,10 @@ class TapeModule(torch.nn.Module):
         self._function, self._places = function, dict(parameters)
         inside = function.inside
         for name, k in parameters.items():
+            if hasattr(self, name):
+                raise ArgumentValueError(
+                    f"Modules of PyTorch have an attribute {name!r}: give the parameter another name."
+                )
             self.register_parameter(name, torch.nn.Parameter(inside.engine.copy(inside.recorded[k])))
 
     def forward(self, *values: Any, inputs: Any = None) -> Any:
@@ -224,7 +234,8 @@ def as_torch(rf: Any, *, parameters: Mapping[str, Any] | None = None) -> Any:
 
     Raises:
         ArgumentTypeError: something else than a reduced function; a control that is no array.
-        ArgumentValueError: ``parameters`` names something else than controls.
+        ArgumentValueError: ``parameters`` names something else than controls, one control twice, or has a name that a
+            module cannot take.
         NotDifferentiableError: an output has no derivative.
         StaleTapeError: the tape was cleared.
 
@@ -239,4 +250,4 @@ def as_torch(rf: Any, *, parameters: Mapping[str, Any] | None = None) -> Any:
     function = TapeFunction(rf)
     if parameters is None:
         return function
-    return TapeModule(function, {name: function.inside.position(control) for name, control in parameters.items()})
+    return TapeModule(function, function.inside.places(parameters))

@@ -193,6 +193,7 @@ def test_third_derivatives_of_black_boxes_are_refused():
     ("values", "error", "message"),
     [
         ([V, 1.0], ArgumentValueError, r"controls\[0\] must have the shape of the recorded one, float64\[3\]"),
+        ([np.ones((2, 3)), 1.0], ArgumentValueError, r"got float64\[2,3\].*call it for one row after the other\."),
         ([V[:3] * 1j, 1.0], ArgumentTypeError, r"controls\[0\] .* got complex128\[3\]"),
         ([V[:3], "1"], ArgumentTypeError, r"controls\[1\] must be a NumPy array or a number .*; got str"),
         ([array(V[:3]), 1.0], ArgumentTypeError, r"controls\[0\] must be a NumPy array or a number .*; got ndarray"),

@@ -485,6 +485,7 @@ def test_a_32_bit_tape_stays_one():
     ("values", "error", "message"),
     [
         ([V, 1.0], ArgumentValueError, r"controls\[0\] must have the shape of the recorded one, float64\[3\]"),
+        ([np.ones((2, 3)), 1.0], ArgumentValueError, r"got float64\[2,3\].*with jax.vmap\."),
         ([V[:3] * 1j, 1.0], ArgumentTypeError, r"controls\[0\] .* got complex128\[3\]"),
         ([V[:3].astype(np.float32), 1.0], ArgumentTypeError, r"controls\[0\] .* got float32\[3\]"),
         ([V[:3], np.array(1)], ArgumentTypeError, r"controls\[1\] .* got int64\[\]"),

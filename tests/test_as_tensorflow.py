@@ -1,6 +1,8 @@
 """A tape inside TensorFlow: eagerly and in graphs, against the same program written in TensorFlow."""
 
 import concurrent.futures
+import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -354,6 +356,7 @@ def test_unknown_shapes_are_settled_when_the_graph_runs():
         ([X, A, A], ArgumentValueError, "one entry for each of the 2 controls; got 3"),
         (X, ArgumentTypeError, "controls must be a list of 2"),
         ([X[:2], A], ArgumentValueError, r"controls\[0\] .*float64\[3\]; got float64\[2\]"),
+        ([tf.ones((2, 3), tf.float64), A], ArgumentValueError, r"map over leading axes with tf\.vectorized_map\."),
         ([tf.cast(X, tf.float32), A], ArgumentTypeError, r"controls\[0\] .*float64\[3\]; got float32\[3\]"),
         ([X, AdjFloat(1.0)], ArgumentTypeError, r"controls\[1\] must be a tf.Tensor.*; got AdjFloat"),
         ([array(np.ones(3)), A], ArgumentTypeError, r"controls\[0\] must be a tf.Tensor.*; got ndarray"),
@@ -454,3 +457,31 @@ def test_layers_train():
         layer(data, data)
     with pytest.raises(ArgumentValueError, match=r"must be one of the 2 control\(s\)"):
         as_tensorflow(rf, parameters={"theta": Control(array(1.0))})
+    for name in ("a/b", "", 0):
+        with pytest.raises(ArgumentValueError, match=f"got {name!r}"):
+            as_tensorflow(rf, parameters={name: rf.controls[1]})
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras
+def test_numbers_are_saved_and_tapes_are_not(tmp_path):
+    x, theta = array(np.ones((2, 3))), array(np.ones(3))
+    rf = ReducedFunction(x * theta, [Control(x), Control(theta)])
+    layer = as_tensorflow(rf, parameters={"theta": rf.controls[1]})
+    model = tf.keras.Sequential([tf.keras.Input(batch_shape=(2, 3), dtype="float64"), layer])
+    savers = [
+        pickle.dumps,
+        copy.deepcopy,
+        lambda m: m.save(tmp_path / "model.keras"),
+        tf.keras.models.clone_model,
+        lambda m: tf.saved_model.save(m, str(tmp_path)),
+    ]
+    for save in savers:
+        with pytest.raises(UnsupportedError, match=r"cannot be saved as a whole.*model\.save_weights\(path\)"):
+            save(model)
+    with pytest.raises(UnsupportedError, match="Save the values of its controls"):
+        pickle.dumps(as_tensorflow(rf))
+    assert copy.copy(as_tensorflow(rf))([x.numpy(), theta.numpy()]).shape == (2, 3)
+    model.save_weights(tmp_path / "numbers.weights.h5")
+    layer.trainable_weights[0].assign(np.zeros(3))
+    model.load_weights(tmp_path / "numbers.weights.h5")
+    assert model(x.numpy()).numpy().tolist() == x.tolist()

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -378,6 +379,39 @@ def test_modules_train():
         as_torch(rf, parameters={"theta": Control(array(1.0))})
 
 
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        (lambda c: {"a.b": c}, ArgumentValueError, r"without '\.' and '/'; got 'a\.b'"),
+        (lambda c: {"": c}, ArgumentValueError, "got ''"),
+        (lambda c: {0: c}, ArgumentValueError, "got 0"),
+        (lambda c: {"forward": c}, ArgumentValueError, "have an attribute 'forward'"),
+        (lambda c: {"training": c}, ArgumentValueError, "have an attribute 'training'"),
+        (lambda c: {"a": c, "b": c}, ArgumentValueError, r"controls\[0\] can be one parameter; 'b' would"),
+        (lambda c: [c], ArgumentTypeError, "controls by name.*got list"),
+    ],
+)
+def test_parameters_that_a_module_cannot_have_are_refused(parameters, error, message):
+    c = Control(array(np.ones(3)))
+    with pytest.raises(error, match=message):
+        as_torch(ReducedFunction(c.control * c.control, c), parameters=parameters(c))
+
+
+def test_numbers_are_saved_and_tapes_are_not(tmp_path):
+    c = Control(array(np.ones(3)))
+    rf = ReducedFunction(c.control * c.control, c)
+    module = as_torch(rf, parameters={"theta": c})
+    for save in (pickle.dumps, lambda f: torch.save(f, tmp_path / "module.pt")):
+        for f in (module, torch.nn.Sequential(module), as_torch(rf)):
+            with pytest.raises(UnsupportedError, match=r"cannot be saved as a whole.*module\.state_dict\(\)"):
+                save(f)
+    torch.save({"theta": torch.full((3,), 2.0, dtype=X.dtype)}, tmp_path / "numbers.pt")
+    module.load_state_dict(torch.load(tmp_path / "numbers.pt"))
+    for same in (copy.copy(module), copy.deepcopy(module), copy.copy(as_torch(rf))):
+        y = same() if isinstance(same, torch.nn.Module) else same(module.theta)
+        assert y.tolist() == [4.0, 4.0, 4.0]
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.compile's own, on its way to the graph break
 def test_torch_compile_leaves_the_tape_out(f):
     runs = []
@@ -421,6 +455,7 @@ def test_traces_that_would_take_the_tape_for_a_constant_are_refused(f):
         ([X, A, A], ArgumentValueError, "one entry for each of the 2 controls; got 3"),
         (X, ArgumentTypeError, "controls must be a list of 2; got Tensor"),
         ([X[:2], A], ArgumentValueError, r"controls\[0\] .*float64\[3\]; got float64\[2\]"),
+        ([torch.ones(2, 3, dtype=X.dtype), A], ArgumentValueError, r"map over leading axes with torch\.func\.vmap\."),
         ([X.float(), A], ArgumentTypeError, r"controls\[0\] .*float64\[3\]; got float32\[3\]"),
         ([X, A + 0j], ArgumentTypeError, r"controls\[1\] .*float64\[\]; got complex128\[\]"),
         ([X, AdjFloat(1.0)], ArgumentTypeError, r"controls\[1\] must be a torch.Tensor.*; got AdjFloat"),

@@ -1,6 +1,6 @@
 """A reduced function as an engine calls it: what may be given, and the pieces to replay."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from pyadjoint.enlisting import Enlist
 
 from pyadjoint_utils.compiling.program import Program
 from pyadjoint_utils.engine import Aval, Engine
-from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, NotDifferentiableError
+from pyadjoint_utils.errors import ArgumentTypeError, ArgumentValueError, NotDifferentiableError, UnsupportedError
 from pyadjoint_utils.functional import ReducedFunctional
 from pyadjoint_utils.inside.host_function import HostFunction
 from pyadjoint_utils.inside.pieces import Native, pieces_of
@@ -30,6 +30,7 @@ class Inside:
     Args:
         rf: the reduced function or functional; its callbacks are not called.
         engine: the engine that will call it.
+        mapping: how a user of the engine maps a function over leading axes, such as ``jax.vmap``; None if not at all.
 
     Attributes:
         names: of every argument, for messages: ``controls[0]``.
@@ -46,7 +47,7 @@ class Inside:
         StaleTapeError: the tape was cleared, or is not the one that the outputs were recorded on.
     """
 
-    def __init__(self, rf: Any, engine: Engine) -> None:
+    def __init__(self, rf: Any, engine: Engine, mapping: str | None = None) -> None:
         function = rf._function if isinstance(rf, ReducedFunctional) else rf
         if not isinstance(function, ReducedFunction):
             raise ArgumentTypeError(
@@ -55,6 +56,7 @@ class Inside:
             )
         function._check_recorded()
         self.engine, self._scale = engine, getattr(rf, "scale", 1.0)
+        self._rows = f"map over leading axes with {mapping}" if mapping else "call it for one row after the other"
         self._controls, self._outputs, self._inputs = function._controls, function._outputs, function._inputs
         values = [getattr(value, "control", value) for value in (*self._controls, *self._inputs)]
         self.names = [f"controls[{k}]" for k in range(len(self._controls))]
@@ -122,12 +124,34 @@ class Inside:
     def _input_values(self, inputs: Any) -> list[Any]:
         return self.recorded[len(self._controls) :] if inputs is None else _listed(inputs, self._inputs, "inputs")
 
-    def position(self, control: Any) -> int:
-        """Return where a control stands among the arguments.
+    def places(self, parameters: Mapping[str, Any]) -> dict[str, int]:
+        """Return where the controls stand among the arguments that become parameters of a layer.
+
+        Args:
+            parameters: the controls by the names of the parameters.
 
         Raises:
-            ArgumentValueError: it is no control of the reduced function.
+            ArgumentTypeError: no mapping.
+            ArgumentValueError: a name that no layer takes, no control of the reduced function, or one twice.
         """
+        if not isinstance(parameters, Mapping):
+            raise ArgumentTypeError(
+                f"parameters must be controls by name, parameters={{'theta': control}}; got {type(parameters).__name__}."
+            )
+        places: dict[str, int] = {}
+        for name, control in parameters.items():
+            if not isinstance(name, str) or not name or not {".", "/"}.isdisjoint(name):
+                raise ArgumentValueError(
+                    f"The name of a parameter must be a text without '.' and '/'; got {name!r}. Write "
+                    "parameters={'theta': control}."
+                )
+            k = self._position(control)
+            if k in places.values():
+                raise ArgumentValueError(f"{self.names[k]} can be one parameter; {name!r} would be a second one.")
+            places[name] = k
+        return places
+
+    def _position(self, control: Any) -> int:
         variable = getattr(control, "block_variable", None)
         for k, own in enumerate(self._controls):
             if own.block_variable is variable:
@@ -147,7 +171,7 @@ class Inside:
         if given.shape != wanted.shape:
             raise ArgumentValueError(
                 f"{name} must have the shape of the recorded one, {wanted}; got {given}. Reshape or broadcast it first, or "
-                f"map over leading axes with {self.engine.name}'s vmap if it has one."
+                f"{self._rows}."
             )
         if given.dtype != wanted.dtype:
             raise ArgumentTypeError(
@@ -181,6 +205,16 @@ class Inside:
                 results = foreign(piece.function, given)
             slots.update(zip(piece.outputs, results, strict=True))
         return [slots[slot] if self._scale == 1.0 else slots[slot] * self._scale for slot in self._results]
+
+    def unsaved(self, advice: str = "Save the values of its controls") -> UnsupportedError:
+        """Return the error for who tries to save the function, with what to do first."""
+        return UnsupportedError(
+            f"A tape as a function of {self.engine.name} cannot be saved as a whole, nor sent to another process: its "
+            f"Blocks call functions that exist in this one alone. {advice}, record the tape again there, and wrap it again."
+        )
+
+    def __reduce__(self) -> Any:
+        raise self.unsaved()
 
     def delist(self, outputs: Sequence[Any]) -> Any:
         """Return the outputs as the reduced function does: a single one unlisted."""
