@@ -518,21 +518,26 @@ def test_a_compiled_function_that_fails_stays_where_it_was(merged, phase, kind):
     program = engine_program(fuse, foreign=True)
     blocks = len(program.tape.get_blocks())
     on_the_tape = program.rf
-    program.rf = program.rf.compile(engines=["autograd"] if merged else [])
-    program.rf(array(FIRST))
+
+    def compile_and_evaluate():
+        program.rf = on_the_tape.compile(engines=["autograd"] if merged else [])
+        program.rf(array(FIRST))
+
+    compile_and_evaluate()
     fuse.arm(None, kind)
     PHASES[phase](program)
-    places = fuse.passed
-    if phase == "derivative":  # which came with the value the next time
-        program.rf(array(FIRST))
+    places, failed = fuse.passed, 0
     for limit in range(1, places + 1):
+        if phase == "derivative":  # the first one: later ones come with the value
+            compile_and_evaluate()
         program.rf(array(FIRST))
         fuse.arm(limit, kind)
         try:
             PHASES[phase](program)
             moved = phase in ("value", "both")
         except kind:
-            moved = None
+            moved, failed = None, failed + 1
+        fuse.arm(None, kind)  # a later derivative may run fewer functions than the first one
         check_state(program, blocks)
         if moved is None:
             # Of both, the evaluation may have succeeded where it is the derivative that failed.
@@ -543,7 +548,7 @@ def test_a_compiled_function_that_fails_stays_where_it_was(merged, phase, kind):
             check_first_and_second(program, x)
         np.testing.assert_allclose(float(program.rf(array(SECOND))), program.value(SECOND), rtol=1e-10)
         check_first_and_second(program, SECOND)
-    assert places >= 1
+    assert failed >= 1
     program.rf = on_the_tape
     check_derivatives(program, START)
 
