@@ -202,6 +202,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "nanmean": _reduction(torch.nanmean, _inexact),
     "max": _reduction(torch.amax),
     "min": _reduction(torch.amin),
+    "copy": torch.clone,
     "all": _reduction(torch.all),
     "any": _reduction(torch.any),
     "prod": _prod,

@@ -163,7 +163,7 @@ class ReducedFunctional(pyadjoint.ReducedFunctional):
 
     @alone
     def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
-        """Return ``(self(values), self.derivative())``."""
+        """Return ``(self(values), self.derivative())``; as :meth:`ReducedFunction.value_and_derivative`."""
         return self(values, inputs), self.derivative()
 
     def compile(self, **options: Any) -> Any:

@@ -380,6 +380,11 @@ class ArrayFunctions:
     )
     round, conj, clip, diagonal = _method("round"), _method("conj"), _method("clip"), _method("diagonal")
     conjugate = conj
+    any, all, argmax, argmin = _method("any"), _method("all"), _method("argmax"), _method("argmin")
+
+    def copy(self) -> Any:
+        """This array itself: it is immutable, so that nobody can tell it from a copy."""
+        return self
 
     def reshape(self, *shape: Any, order: str = "C") -> Any:
         """``numpy.reshape`` of this array, recorded."""

@@ -422,7 +422,7 @@ class ReducedFunction(AbstractReducedFunctional):
 
     @alone
     def value_and_derivative(self, values: Any, inputs: Any = None) -> tuple[Any, Any]:
-        """Return ``(self(values), self.derivative())``."""
+        """Return ``(self(values), self.derivative())``; SciPy's own solvers take those of :class:`ReducedFunctionNumPy`."""
         return self(values, inputs), self.derivative()
 
     # Evaluation --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ import operator
 
 import numpy as np
 import pytest
+from engines import NAMES, namespace
+from scipy import optimize
 from toy_engine import ToyArray, TwinArray, asnumpy, engine, overload_toy, toy
 
 from pyadjoint_utils import (
@@ -222,3 +224,36 @@ def test_numbers_from_python_stay_off_the_tape(tape):
     y = 2.0 * toy(3.0) + 1
     assert math.isclose(y, 7.0)
     assert len(tape.get_blocks()) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_questions_are_methods_too(name):
+    data = np.array([[0.0, -2.0, 3.0], [0.5, 4.0, 1.0]])
+    x = array(namespace(name).own(data))
+    assert x.engine == namespace(name).holds
+    for method in ("any", "all", "argmax", "argmin"):
+        for options in ({}, {"axis": 0}, {"axis": 1}):
+            answer, expected = getattr(x, method)(**options), getattr(data, method)(**options)
+            assert isinstance(answer, ndarray)
+            np.testing.assert_array_equal(answer.numpy(), expected)
+            np.testing.assert_array_equal(getattr(np, method)(x, **options).numpy(), expected)
+    assert x.any()
+    assert not x.all()
+    assert x.copy() is x
+
+
+@pytest.mark.parametrize("copy", [np.copy, lambda x: x.copy()], ids=["function", "method"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_keeps_the_derivative(name, copy):
+    x = array(namespace(name).own(A))
+    J = ReducedFunctional((copy(x) ** 2).sum(), Control(x))
+    J(P)
+    np.testing.assert_allclose(J.derivative().numpy(), 2 * P, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["BFGS", "CG"])
+def test_solvers_in_plain_python_take_taped_gradients(method):
+    x = array([1.3, 0.7])
+    J = ReducedFunctional(((x - A) ** 4).sum() + ((x - A) ** 2).sum(), Control(x))
+    found = optimize.minimize(J.value_and_derivative, P, jac=True, method=method)
+    np.testing.assert_allclose(np.asarray(found.x), A, atol=1e-5)
