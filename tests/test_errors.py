@@ -1,6 +1,7 @@
 """Bad input: each error names the rule, where the value stood and what came, and nothing changes."""
 
 import builtins
+import re
 import subprocess
 import sys
 import textwrap
@@ -59,6 +60,13 @@ cube = overload_toy(lambda x: x * x * x, name="cube")
 def test_each_error_is_also_the_builtin_that_fits(error, builtin):
     assert issubclass(error, builtin)
     assert issubclass(error, PyadjointUtilsError)
+
+
+def test_the_overview_lists_every_error():
+    text = (Path(__file__).parent.parent / "docs" / "overview.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+Error)` \(", text, re.MULTILINE)
+    public = [getattr(pyadjoint_utils, name) for name in pyadjoint_utils.__all__ if name.endswith("Error")]
+    assert sorted([PyadjointUtilsError.__name__, *listed]) == sorted([error.__name__ for error in public])
 
 
 class Scene:
