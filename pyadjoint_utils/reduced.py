@@ -342,7 +342,8 @@ class ReducedFunction(AbstractReducedFunctional):
                 autograd), or a dict from such names to a compiler, ``{"torch": "inductor"}``; ``memory``, what a loop
                 keeps for its derivative: ``"all"`` that happens in it, the state at every ``"step"``, or at ``"sqrt"`` of
                 their number, from which the rest is computed again; the default is ``"all"``, on a tape with a schedule
-                what comes nearest to that; ``turns=16``, the least number of repetitions that makes a loop;
+                what comes nearest to that; ``turns=16``, the least number of repetitions that makes a loop,
+                half of it where these are many operations;
                 ``budget=60.0``, about how many seconds compiling may take: what would take longer runs in smaller
                 programs, or Block by Block; ``respecialize=True``: values of other shapes than the recorded ones are taken,
                 too, and the program is recorded once more for them.

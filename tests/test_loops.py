@@ -168,6 +168,35 @@ def test_every_tenth_step_writes_output():
     assert loops(fast) == [(20, 11), (10, 1)]
 
 
+def test_ten_steps_between_outputs_are_a_loop_in_a_loop_and_ten_layers_are_none():
+    """Fewer repetitions than TURNS are a loop where they are many operations to compile, and sooner inside of a loop."""
+    F = own(np.random.default_rng(5).normal(size=(300, 3)))
+    x, p = own(A), own(P)
+    for count, expected in [(300, [(29, 54), (10, 5)]), (100, [(9, 54), (10, 5)])]:
+        v, q, J = x, p, 0.0
+        for n in range(count):
+            v = kick(v, q, F[n] * 2.0)
+            q = q + v * 0.02
+            if n % 10 == 9:
+                J = J + (q * q).sum() * 0.1
+        check([J], [x, p, F], expected)
+    y = layered(x, p, 10)
+    check([y], [x, p], [])
+    check([y], [x, p], [(10, 1)], turns=10)
+
+
+@overload_jax
+def kick(v, q, f):
+    return v + 0.02 * (f - 0.3 * v - jnp.sin(q))
+
+
+def layered(x, p, count):
+    y = np.sin(x)
+    for _ in range(count):
+        y = step(y, p)
+    return np.cos(y)
+
+
 def test_prologue_epilogue_and_two_loops():
     x, p = own(A), own(P)
     y = step(step(x, x), p)

@@ -53,9 +53,9 @@ class Merging:
             calls: list[Any] = []
             if engine is not None and (len(steps) > 1 or not isinstance(steps[0].block, EngineBlock)):
                 calls = [self._call(step, engine) for step in steps]
-                turns = self._turns if engine.loops else len(calls) + 1
-                rolling = Rolling(self._fresh, self._constants[engine], turns=turns, memory=self.memory)
-                calls = rolling.rolled(calls, needed & {slot for step in steps for slot in step.outputs})
+                if engine.loops:
+                    rolling = Rolling(self._fresh, self._constants[engine], turns=self._turns, memory=self.memory)
+                    calls = rolling.rolled(calls, needed & {slot for step in steps for slot in step.outputs})
             result.append(Run(engine if calls else None, steps, calls))
             needed.update(slot for step in steps for slot in step.inputs)
         return result[::-1]

@@ -61,7 +61,7 @@ def _check_turns(turns: Any) -> None:
     if turns < 2:
         raise ArgumentValueError(
             f"turns is the least number of repetitions that makes a loop, 2 or more; got {turns}. For a program without "
-            "loops write a number that is larger than the number of Blocks."
+            "loops write a number that is larger than twice the number of Blocks."
         )
 
 

@@ -14,6 +14,9 @@ from pyadjoint_utils.compiling.windows import readings
 
 # Fewer turns than this are cheaper as they are; a loop forbids the compiler to merge the operations of several turns.
 TURNS = 16
+# Half as many make a loop where they are more operations than this, by themselves or inside of another loop: compiling
+# them would take longer, and inside of a loop they run no faster one after the other.
+_MANY, _MANY_INSIDE = 256, 64
 _CANDIDATES = 12  # how many periods are tried in one stretch
 _REACH = 4  # how far back the last values that later calls need may lie without collecting those of all turns
 
@@ -32,7 +35,7 @@ class Rolling:
     Args:
         fresh: numbers of slots that nobody uses.
         constants: what is known before the program runs.
-        turns: the least number of turns that makes a loop.
+        turns: the least number of turns that makes a loop; half of it does where these are many operations.
         memory: what a loop keeps for the derivative.
     """
 
@@ -45,30 +48,41 @@ class Rolling:
         memory: str = "all",
     ) -> None:
         self._fresh, self._constants, self._turns, self._memory = fresh, constants, turns, memory
+        self._fewest = max(2, turns // 2)
 
-    def rolled(self, calls: Sequence[Any], needed: set[int]) -> list[Any]:
+    def rolled(self, calls: Sequence[Any], needed: set[int], *, inside: bool = False) -> list[Any]:
         """Return calls that compute the same with loops instead of repetitions.
 
         Args:
             calls: in an order in which they can run.
             needed: slots that are used afterwards.
+            inside: whether they are a turn of a loop.
         """
-        found = self._best(calls, needed)
+        found = self._best(calls, needed, _MANY_INSIDE if inside else _MANY)
         if found is None:
             return list(calls)
         start, stop, loop = found
         before, after = calls[:start], calls[stop:]
         later = needed.union(loop.inputs, *[call.inputs for call in after])
-        return [*self.rolled(before, later), loop, *self.rolled(after, needed)]
+        return [*self.rolled(before, later, inside=inside), loop, *self.rolled(after, needed, inside=inside)]
 
-    def _best(self, calls: Sequence[Any], needed: set[int]) -> tuple[int, int, Loop] | None:
-        for candidate in repetitions(calls, self._turns):
+    def _best(self, calls: Sequence[Any], needed: set[int], many: int) -> tuple[int, int, Loop] | None:
+        for candidate in repetitions(calls, self._fewest):
+            if not self._pays(calls, candidate, candidate.turns, many):
+                continue
             table = _Table(calls, candidate)
             first, last = table.longest()
-            if last - first >= self._turns:
+            if self._pays(calls, candidate, last - first, many):
                 start, stop = (candidate.start + k * candidate.period for k in (first, last))
                 return start, stop, self._loop(calls, table, first, last, needed.union(*_inputs(calls[stop:])))
         return None
+
+    def _pays(self, calls: Sequence[Any], candidate: Repetition, turns: int, many: int) -> bool:
+        """Whether so many turns are better a loop."""
+        turn = calls[candidate.start : candidate.start + candidate.period]
+        return turns >= self._turns or (
+            turns >= self._fewest and turns * sum(call.work.operations for call in turn) > many
+        )
 
     def _loop(self, calls: Sequence[Any], table: "_Table", first: int, last: int, used: set[int]) -> Loop:
         length, start = last - first, table.start + first * table.period
@@ -82,7 +96,7 @@ class Rolling:
         turn = self._turn(body, operands, taken, inside, length)
         results = [inside[value] for value in (*depths, *collected)]
         return Loop(
-            Fused(self.rolled(turn, set(results)), taken.arguments, results),
+            Fused(self.rolled(turn, set(results), inside=True), taken.arguments, results),
             taken.registers,
             taken.constants,
             taken.rows,
