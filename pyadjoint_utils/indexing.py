@@ -59,6 +59,10 @@ class IndexingRules(Rules):
         """The axis of ``x`` that each number stands for."""
         return _axes(self.items, len(self.inputs[0].shape))
 
+    def at_numbers(self, numbers: tuple[int, ...]) -> Rules:
+        """Return the rules of ``x`` alone, at these numbers."""
+        return _rules_at(self, numbers)
+
     def without(self, number: int) -> "IndexingRules":
         """Return the rules for what is left of ``x`` where the axis of one of the numbers is gone."""
         place = [k for k, item in enumerate(self.items) if item == _NUMBER][number]
@@ -75,6 +79,21 @@ class IndexingRules(Rules):
 def indexing_rules(engine: Engine, items: tuple[Any, ...], source: Aval) -> IndexingRules:
     """Return the rules of ``x[items]``, the same ones each time."""
     return IndexingRules(engine, items, source)
+
+
+@functools.cache
+def _rules_at(rules: IndexingRules, numbers: tuple[int, ...]) -> Rules:
+    found = Rules(
+        rules.engine,
+        lambda leaves: rules.function((*leaves, *numbers)),
+        rules.inputs[:1],
+        1,
+        (0,),
+        name=rules.name,
+        lasting=True,
+    )
+    found.outputs = rules.outputs
+    return found
 
 
 def indexing_of(rules: Rules, engine: Engine, known: Sequence[Any]) -> tuple[IndexingRules, tuple[int, ...]] | None:

@@ -80,10 +80,11 @@ def lowered(block: Block, engine: Engine, fixed: Sequence[Any]) -> Lowered | Non
     own = block.rules.engine is engine
     if not own and block.rules.engine.holds != "numpy":
         return None
-    if engine.loops:
-        indexing = indexing_of(block.rules, engine, (*fixed, *block.constants))
-        if indexing is not None:
-            return Lowered(indexing[0], (), indexing[1])
+    indexing = indexing_of(block.rules, engine, (*fixed, *block.constants)) if engine.loops or not own else None
+    if indexing is not None:
+        rules, numbers = indexing
+        # Numbers that are arguments make turns of a loop alike. Elsewhere they only keep engines from looking at them.
+        return Lowered(rules, (), numbers) if engine.loops else Lowered(rules.at_numbers(numbers))
     if own:
         return Lowered(block.rules, block.constants)
     rules = _by_name(block.rules, engine)
