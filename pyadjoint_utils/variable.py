@@ -153,8 +153,6 @@ class FloatVariable(BlockVariable):
     floating_type = False
     is_functional_dependency = False
     is_control = False
-    creation_timestep = -1
-    last_use = -1
     updated: Any = None
 
     def __init__(self, number: float) -> None:
@@ -164,6 +162,8 @@ class FloatVariable(BlockVariable):
         self.tlm_value: Any = None
         self.hessian_value: Any = None
         self.is_control_dependent = False
+        # All that variables have is set here: Python shares the keys of attributes while they come in one order.
+        self.creation_timestep = self.last_use = -1
 
     @property
     def output(self) -> AdjFloat:
